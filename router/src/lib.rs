@@ -1,0 +1,75 @@
+//! Where a message goes next.
+//!
+//! The truth about a device is kept here, behind one small trait per seam, each with one contract
+//! test suite (`contract`) that every backend must pass:
+//!
+//! | seam | what it keeps |
+//! |---|---|
+//! | [`Routes`] | which node holds a device, under which epoch; which nodes are alive |
+//! | [`Inboxes`] | what waits for a device, and the receipts of what was pushed |
+//! | [`Sessions`] | persistent MQTT sessions, wills, received QoS 2 packet identifiers |
+//! | [`Retained`] | retained messages |
+//! | [`UpstreamBus`] | what devices sent and a backend has not taken yet |
+//! | [`Nodes`] | the way to an access node, wherever it runs |
+//!
+//! Read in this order: [`ids`], [`message`], the seams above, then [`embedded`], the backend of a
+//! single machine: one key-value store, one writer thread, one `fdatasync` for many callers.
+
+pub mod contract;
+pub mod embedded;
+pub mod ids;
+pub mod inboxes;
+pub mod message;
+pub mod nodes;
+pub mod routes;
+pub mod sessions;
+pub mod upstream;
+
+pub use ids::{ClientId, Epoch, InvalidId, MessageId, NodeId, Position, unix_ms};
+pub use inboxes::{
+    Append, Appended, End, EndReason, InboxEntry, InboxPage, InboxStatus, Inboxes, Receipt,
+    ReceiptState, ReceiptStep, Recipient,
+};
+pub use message::{Message, Origin};
+pub use nodes::{Delivery, DeliveryOutcome, Nodes, Published, SessionView};
+pub use routes::{Claim, NodeRecord, NodeState, Route, Routes};
+pub use sessions::{ReceivedPublish, Retained, SessionRecord, Sessions, StoredSubscription, StoredWill};
+pub use upstream::{DeadLetter, QueueName, Settlement, UpstreamBus, UpstreamDelivery, UpstreamMessage};
+
+/// Why a store did not do what was asked; named by what the caller does next.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Out of reach or unable to make things durable; the same call may succeed later.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// A newer epoch owns this client: give up, do not retry.
+    #[error("a newer connection (epoch {current}) owns this client")]
+    Stale {
+        /// The epoch in force.
+        current: Epoch,
+    },
+    /// A declared limit is reached and its policy is to reject.
+    #[error("{0}")]
+    Full(String),
+    /// Stored bytes do not make sense; the text names the record.
+    #[error("damaged record: {0}")]
+    Damaged(String),
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later without anything else being done.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Full(_))
+    }
+}
+
+/// Every seam of one deployment, as the roles receive them.
+#[derive(Clone)]
+#[allow(missing_docs, reason = "one field a seam")]
+pub struct Stores {
+    pub routes: std::sync::Arc<dyn Routes>,
+    pub inboxes: std::sync::Arc<dyn Inboxes>,
+    pub sessions: std::sync::Arc<dyn Sessions>,
+    pub retained: std::sync::Arc<dyn Retained>,
+    pub upstream: std::sync::Arc<dyn UpstreamBus>,
+}

@@ -1,0 +1,83 @@
+//! The seam between whoever pushes and the access nodes: a function call in one process, a stream
+//! between several.
+
+use async_trait::async_trait;
+use moorline_mqtt::{Publish, Version};
+
+use crate::{ClientId, Epoch, Message, MessageId, NodeId, Position, StoreError};
+
+/// A hint to a node that a message waits. Losing it loses nothing: the inbox has the message.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// For whom.
+    pub client: ClientId,
+    /// Where in the inbox; `None` for a QoS 0 push, which is in no inbox.
+    pub position: Option<Position>,
+    /// The message itself, so that a device that is up to date needs no read of the inbox.
+    pub message: Message,
+}
+
+/// What a node made of a hint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveryOutcome {
+    /// Handed to the device's connection.
+    Sent {
+        /// Of that connection.
+        epoch: Epoch,
+    },
+    /// The device has more before it; the session will read it from the inbox.
+    Behind,
+    /// The device is not connected to this node.
+    NotHere,
+    /// A QoS 0 push that the connection could not take.
+    Dropped,
+}
+
+/// What became of a publish to a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Published {
+    /// Sessions that match.
+    pub matched: u64,
+}
+
+/// A connection as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionView {
+    /// Its fencing token.
+    pub epoch: Epoch,
+    /// `address:port` of the peer.
+    pub address: String,
+    /// The protocol version.
+    pub version: Version,
+    /// `tcp` or `ws`.
+    pub transport: &'static str,
+    /// Seconds; 0 is off.
+    pub keep_alive_s: u16,
+    /// Whether the session outlives the connection.
+    pub persistent: bool,
+    /// Subscriptions held.
+    pub subscriptions: usize,
+    /// QoS 1 and 2 messages sent and not acknowledged.
+    pub in_flight: usize,
+}
+
+/// The access nodes.
+#[async_trait]
+pub trait Nodes: Send + Sync {
+    /// Hands messages to the connections that `node` holds; one outcome a message, in order.
+    async fn deliver(&self, node: &NodeId, deliveries: Vec<Delivery>) -> Vec<DeliveryOutcome>;
+
+    /// Closes the connection of `client` on `node` as an administrative action; says whether there was one.
+    async fn disconnect(&self, node: &NodeId, client: &ClientId) -> Result<bool, StoreError>;
+
+    /// What `node` knows of each client's connection.
+    async fn sessions(
+        &self,
+        node: &NodeId,
+        clients: &[ClientId],
+    ) -> Result<Vec<Option<SessionView>>, StoreError>;
+
+    /// Publishes to every subscriber, on whatever node, and to the retained messages. Resolves when every persistent
+    /// session that matches has it safe (QoS 1 and 2).
+    async fn publish(&self, id: MessageId, publish: Publish) -> Result<Published, StoreError>;
+}

@@ -1,0 +1,116 @@
+//! The seams of persistent sessions and of retained messages.
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use moorline_mqtt::{PacketId, SubscriptionOptions, TopicName, Will};
+
+use crate::{ClientId, Message, MessageId, StoreError};
+
+/// A subscription of a persistent session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredSubscription {
+    /// The filter as the client wrote it.
+    pub filter: String,
+    /// Its options.
+    pub options: SubscriptionOptions,
+    /// MQTT 5.0 subscription identifier.
+    pub subscription_id: Option<u32>,
+}
+
+/// A QoS 2 PUBLISH of a client that has not been released yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceivedPublish {
+    /// The client's packet identifier.
+    pub packet_id: PacketId,
+    /// Kept before the message goes on, so that a repeated PUBLISH goes on under the same id.
+    pub message_id: MessageId,
+    /// Whether the message went on durably.
+    pub done: bool,
+}
+
+/// A will that is still to be published if the connection `epoch` ends badly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredWill {
+    /// Of which connection.
+    pub epoch: crate::Epoch,
+    /// The will.
+    pub will: Will,
+}
+
+/// A persistent session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// Whose.
+    pub client: ClientId,
+    /// Seconds after the end of the connection; `u32::MAX` never expires.
+    pub expiry_interval_s: u32,
+    /// Unix milliseconds of the end of the last connection; `None` while connected.
+    pub disconnected_at_ms: Option<u64>,
+    /// Its subscriptions.
+    pub subscriptions: Vec<StoredSubscription>,
+}
+
+/// Persistent sessions, wills and received QoS 2 packet identifiers.
+///
+/// The returned futures take their place in the order of writes when they are made, not when
+/// they are polled, and resolve when the change is durable.
+#[async_trait]
+pub trait Sessions: Send + Sync {
+    /// Every session, for a node that starts.
+    async fn load_all(&self) -> Result<Vec<SessionRecord>, StoreError>;
+
+    /// Writes or replaces the session.
+    fn save(&self, session: SessionRecord) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Removes the session with its received packet identifiers (not its inbox: see [`crate::Inboxes::end_session`]).
+    fn delete(&self, client: &ClientId) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// The unreleased QoS 2 PUBLISH of a client.
+    async fn received(&self, client: &ClientId) -> Result<Vec<ReceivedPublish>, StoreError>;
+
+    /// Notes a received QoS 2 PUBLISH.
+    fn save_received(
+        &self,
+        client: &ClientId,
+        received: ReceivedPublish,
+    ) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Forgets it on PUBREL.
+    fn release_received(
+        &self,
+        client: &ClientId,
+        packet_id: PacketId,
+    ) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Keeps the will of a connection, replacing that of an earlier one.
+    fn save_will(
+        &self,
+        client: &ClientId,
+        will: StoredWill,
+    ) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Forgets the will if it is still that of `epoch`.
+    fn delete_will(
+        &self,
+        client: &ClientId,
+        epoch: crate::Epoch,
+    ) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Every will that is kept, for a node that starts.
+    async fn load_wills(&self) -> Result<Vec<(ClientId, StoredWill)>, StoreError>;
+}
+
+/// Retained messages.
+#[async_trait]
+pub trait Retained: Send + Sync {
+    /// Every retained message, for a node that starts.
+    async fn load_all(&self) -> Result<Vec<Message>, StoreError>;
+
+    /// Replaces the retained message of `topic`; `None` removes it. Takes its place in the order of
+    /// writes at once and resolves when durable.
+    fn set(
+        &self,
+        topic: &TopicName,
+        message: Option<Message>,
+    ) -> BoxFuture<'static, Result<(), StoreError>>;
+}
