@@ -205,6 +205,11 @@ pub trait Inboxes: Send + Sync {
     /// How full the inbox is.
     async fn status(&self, client: &ClientId) -> Result<InboxStatus, StoreError>;
 
+    /// The last position appended for each client, `None` where nothing waits as far as is known
+    /// without reading. Cheap enough to be asked for every device twice a minute: that is how a
+    /// node finds messages whose hint was lost.
+    async fn tails(&self, clients: &[ClientId]) -> Result<Vec<Option<Position>>, StoreError>;
+
     /// The clients that something waits for, in the order of client ids, from after `after`.
     async fn clients_waiting(
         &self,
