@@ -1,0 +1,106 @@
+//! What an operator can set of an access node.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The `[mqtt]` section: limits of connections and sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Time for the whole CONNECT to arrive, WebSocket upgrade included.
+    #[serde(with = "moorline_router::duration")]
+    pub handshake_timeout: Duration,
+    /// Bytes of the largest packet taken from a device.
+    pub packet_bytes_max: u32,
+    /// QoS 1 and 2 PUBLISH of one device that may await their acknowledgement (Receive Maximum).
+    pub receive_maximum: u16,
+    /// QoS 1 and 2 messages in flight to one device, whatever larger Receive Maximum it asks for.
+    pub in_flight_max: u16,
+    /// Messages that wait for a slow device that has no persistent session; the newest are dropped
+    /// beyond it. (Persistent sessions and pushes wait in the inbox instead.)
+    pub queued_messages_max: usize,
+    /// Bytes of the same.
+    pub queued_bytes_max: usize,
+    /// Bytes that the socket of a slow device did not take yet; QoS 0 is dropped beyond it, the
+    /// rest waits.
+    pub unsent_bytes_max: usize,
+    /// A message in flight this long without a byte from the device means a dead link.
+    #[serde(with = "moorline_router::duration")]
+    pub ack_timeout: Duration,
+    /// The same for a device that is alive but does not acknowledge.
+    #[serde(with = "moorline_router::duration")]
+    pub slow_ack_timeout: Duration,
+    /// Longest session expiry interval granted; MQTT 3.1.1 sessions get this one.
+    #[serde(with = "moorline_router::duration")]
+    pub session_expiry_max: Duration,
+    /// Subscriptions of one device.
+    pub subscriptions_max: usize,
+    /// Levels of a topic name or filter.
+    pub topic_levels_max: usize,
+    /// Retained messages of the node.
+    pub retained_messages_max: usize,
+    /// Payload bytes of the same.
+    pub retained_bytes_max: usize,
+    /// What devices publish below it is a push to the device that the next level names.
+    pub device_topics: String,
+    /// Lets anyone connect on an address that is not loopback. Off unless said in as many words.
+    pub allow_anonymous_beyond_loopback: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            packet_bytes_max: 1024 * 1024,
+            receive_maximum: 256,
+            in_flight_max: 128,
+            queued_messages_max: 1_000,
+            queued_bytes_max: 1024 * 1024,
+            unsent_bytes_max: 128 * 1024,
+            ack_timeout: Duration::from_secs(30),
+            slow_ack_timeout: Duration::from_secs(300),
+            session_expiry_max: Duration::from_secs(30 * 24 * 3600),
+            subscriptions_max: 1_000,
+            topic_levels_max: 32,
+            retained_messages_max: 100_000,
+            retained_bytes_max: 64 * 1024 * 1024,
+            device_topics: "d".to_owned(),
+            allow_anonymous_beyond_loopback: false,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what the types cannot; the error names the key and what would be right.
+    pub fn validate(&self) -> Result<(), String> {
+        let positive = [
+            ("packet_bytes_max", u64::from(self.packet_bytes_max)),
+            ("receive_maximum", u64::from(self.receive_maximum)),
+            ("in_flight_max", u64::from(self.in_flight_max)),
+            ("unsent_bytes_max", self.unsent_bytes_max as u64),
+            ("topic_levels_max", self.topic_levels_max as u64),
+            ("handshake_timeout", self.handshake_timeout.as_millis() as u64),
+            ("ack_timeout", self.ack_timeout.as_secs()),
+            ("slow_ack_timeout", self.slow_ack_timeout.as_secs()),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("mqtt.{key} must be greater than 0"));
+        }
+        if self.packet_bytes_max > 268_435_460 {
+            return Err("mqtt.packet_bytes_max must be at most 268435460, the protocol's limit".into());
+        }
+        let prefix = &self.device_topics;
+        if prefix.is_empty() || prefix.contains(['/', '+', '#', '\0']) || prefix.starts_with('$') {
+            return Err(format!(
+                "mqtt.device_topics is {prefix:?}, must be one topic level without wildcards, like \"d\""
+            ));
+        }
+        Ok(())
+    }
+
+    /// The longest session expiry in the protocol's unit; 0xFFFFFFFF would be "never".
+    pub(crate) fn session_expiry_max_s(&self) -> u32 {
+        u32::try_from(self.session_expiry_max.as_secs()).unwrap_or(u32::MAX)
+    }
+}

@@ -1,0 +1,422 @@
+//! From a message to the device's socket: the half of a session that deliverers use.
+//!
+//! Everything here is synchronous and runs under the session's lock. A message goes one of three
+//! ways: written now; kept for later (in memory for a session that is not persistent, in the inbox
+//! for the rest); or dropped, counted, by a declared limit.
+
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use moorline_mqtt::{EncodedPublish, PacketId, Packet, Publish, PublishProperties, QoS, Version};
+use moorline_router::{
+    ClientId, DeliveryOutcome, End, EndReason, InboxEntry, Message, Origin, Position, unix_ms,
+};
+use smallvec::SmallVec;
+
+use crate::close_reason::CloseReason;
+use crate::node::Node;
+use crate::session::{InFlight, Link, Queued, Session, State, Transport};
+use crate::wire::{self, BEHIND, CLOSING, UNSENT};
+use crate::ws;
+
+/// Bytes that are written within one run of deliveries rather than gathered.
+const GATHER_BYTES: usize = 32 * 1024;
+
+/// Sessions that were written to and are flushed together: a burst for one device costs one
+/// system call, not one a message.
+pub(crate) struct Corked<'a> {
+    pub(crate) node: &'a Arc<Node>,
+    sessions: SmallVec<[Arc<Session>; 4]>,
+}
+
+impl<'a> Corked<'a> {
+    pub(crate) fn new(node: &'a Arc<Node>) -> Self {
+        Self { node, sessions: SmallVec::new() }
+    }
+
+    pub(crate) fn add(&mut self, session: &Arc<Session>, state: &mut State) {
+        let Some(link) = &mut state.link else { return };
+        if link.unsent.len() > GATHER_BYTES {
+            link.flush();
+        }
+        if !link.corked && !link.unsent.is_empty() {
+            link.corked = true;
+            self.sessions.push(Arc::clone(session));
+        }
+    }
+
+    pub(crate) fn flush(&mut self) {
+        for session in self.sessions.drain(..) {
+            if let Some(link) = &mut session.lock().link {
+                link.corked = false;
+                link.flush();
+            }
+        }
+    }
+}
+
+impl Drop for Corked<'_> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+impl Link {
+    /// Writes what the socket takes; the rest is left to the connection's task.
+    pub(crate) fn flush(&mut self) {
+        if self.unsent.is_empty() || self.wire.is_signalled(UNSENT) {
+            return;
+        }
+        self.write_out();
+    }
+
+    /// As [`Link::flush`], for the connection's task once the socket is writable again.
+    pub(crate) fn write_out(&mut self) {
+        if self.wire.write(&mut self.unsent).is_err() {
+            // The reading side learns of it too and ends the connection.
+            self.unsent.clear();
+        }
+        if self.unsent.is_empty() {
+            wire::return_buffer(std::mem::take(&mut self.unsent));
+            self.wire.clear(UNSENT);
+        } else {
+            self.wire.signal(UNSENT);
+        }
+    }
+
+    /// Appends `length` bytes that `encode` writes.
+    pub(crate) fn append(&mut self, length: usize, encode: impl FnOnce(&mut BytesMut)) {
+        if self.closing.is_some() {
+            return;
+        }
+        if self.unsent.capacity() == 0 {
+            self.unsent = wire::take_buffer();
+        }
+        if self.transport == Transport::WebSocket {
+            ws::begin_frame(length, &mut self.unsent);
+        }
+        let before = self.unsent.len();
+        encode(&mut self.unsent);
+        debug_assert_eq!(self.unsent.len() - before, length);
+    }
+
+    /// Appends encoded packets.
+    pub(crate) fn append_bytes(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.append(bytes.len(), |out| out.extend_from_slice(bytes));
+        }
+    }
+
+    /// Says goodbye as far as the version knows how to, and lets the task do the rest. The first
+    /// reason stays.
+    pub(crate) fn close(&mut self, reason: CloseReason) {
+        if self.closing.is_some() {
+            return;
+        }
+        if let (Version::V5, Some(code)) = (self.version, reason.reason_code()) {
+            let mut packet = BytesMut::new();
+            let goodbye = moorline_mqtt::Disconnect { reason: code, properties: None };
+            if Packet::Disconnect(goodbye).encode(Version::V5, &mut packet).is_ok() {
+                self.append_bytes(&packet);
+            }
+        }
+        if self.transport == Transport::WebSocket {
+            ws::close_frame(&mut self.unsent);
+        }
+        self.flush();
+        self.closing = Some(reason);
+        self.wire.finish_sending();
+        self.wire.signal(CLOSING);
+    }
+}
+
+impl State {
+    /// Whether another QoS 1 or 2 message may be sent.
+    fn has_room(&self, unsent_bytes_max: usize) -> bool {
+        self.link.as_ref().is_some_and(|link| {
+            self.in_flight.len() < usize::from(link.window)
+                && link.unsent.len() < unsent_bytes_max
+                && link.closing.is_none()
+        })
+    }
+
+    /// A packet identifier that no message in flight has.
+    fn next_packet_id(&mut self) -> PacketId {
+        loop {
+            self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
+            let id = PacketId(NonZeroU16::new(self.last_packet_id).expect("counted from 1"));
+            if !self.is_in_flight(id) {
+                return id;
+            }
+        }
+    }
+
+    fn is_in_flight(&self, id: PacketId) -> bool {
+        self.in_flight.iter().any(|sent| sent.packet_id == id)
+    }
+
+    /// The identifier under which an inbox entry is sent. Within a persistent session it derives
+    /// from the position, so that a message keeps it over connections, restarts and nodes
+    /// ([MQTT-4.4.0-1]); `None` while another message in flight has that one.
+    fn packet_id_at(&mut self, position: Position) -> Option<PacketId> {
+        if !self.is_persistent() {
+            return Some(self.next_packet_id());
+        }
+        let id = u16::try_from(position.sequence % 65_535).expect("below 65,535") + 1;
+        let id = PacketId(NonZeroU16::new(id).expect("at least 1"));
+        (!self.is_in_flight(id)).then_some(id)
+    }
+
+    /// Delivers a message that is in no inbox: QoS 0, or any QoS of a session that ends with its
+    /// connection.
+    pub(crate) fn deliver_live(
+        &mut self,
+        publish: &EncodedPublish,
+        expires_at_ms: Option<u64>,
+        node: &Node,
+    ) -> DeliveryOutcome {
+        let limits = &node.config;
+        let Some(link) = &mut self.link else { return DeliveryOutcome::NotHere };
+        if publish.len() > link.packet_bytes_max as usize {
+            node.metrics.dropped_too_large.increment(1);
+            return DeliveryOutcome::Dropped;
+        }
+        let epoch = link.epoch;
+        if publish.qos() == QoS::AtMostOnce {
+            if link.unsent.len() >= limits.unsent_bytes_max {
+                node.metrics.dropped_slow.increment(1);
+                return DeliveryOutcome::Dropped;
+            }
+            link.append(publish.len(), |out| publish.write(None, false, out));
+            node.metrics.sent[0].increment(1);
+            return DeliveryOutcome::Sent { epoch };
+        }
+        if self.queue.is_empty() && self.has_room(limits.unsent_bytes_max) {
+            self.send_queued(publish, expires_at_ms, node);
+            return DeliveryOutcome::Sent { epoch };
+        }
+        if self.queue.len() >= limits.queued_messages_max
+            || self.queue_bytes + publish.len() > limits.queued_bytes_max
+        {
+            node.metrics.dropped_queue_full.increment(1);
+            return DeliveryOutcome::Dropped;
+        }
+        self.queue_bytes += publish.len();
+        self.queue.push_back(Queued { publish: publish.clone(), expires_at_ms });
+        DeliveryOutcome::Behind
+    }
+
+    fn send_queued(&mut self, publish: &EncodedPublish, expires_at_ms: Option<u64>, node: &Node) {
+        let packet_id = self.next_packet_id();
+        self.in_flight.push(InFlight {
+            packet_id,
+            qos: publish.qos(),
+            received: false,
+            sent_s: node.clock.now_s(),
+            position: None,
+        });
+        let Some(link) = &mut self.link else { return };
+        node.metrics.sent[publish.qos() as usize].increment(1);
+        link.append(publish.len(), |out| match expires_at_ms {
+            Some(at) => publish.write_with_expiry(Some(packet_id), false, remaining_s(at), out),
+            None => publish.write(Some(packet_id), false, out),
+        });
+    }
+
+    /// Sends what waits in memory as far as there is room.
+    pub(crate) fn drain_queue(&mut self, node: &Node) {
+        while !self.queue.is_empty() && self.has_room(node.config.unsent_bytes_max) {
+            let Some(next) = self.queue.pop_front() else { return };
+            self.queue_bytes -= next.publish.len();
+            if next.expires_at_ms.is_some_and(|at| at <= unix_ms()) {
+                node.metrics.dropped_expired.increment(1);
+                continue;
+            }
+            self.send_queued(&next.publish, next.expires_at_ms, node);
+        }
+        if self.queue.is_empty() && self.queue.capacity() > 0 {
+            self.queue = std::collections::VecDeque::new();
+        }
+    }
+
+    /// A hint that an inbox entry waits. It is sent at once if nothing can lie before it; else the
+    /// connection's task reads the inbox.
+    pub(crate) fn deliver_hint(
+        &mut self,
+        client: &ClientId,
+        position: Position,
+        message: &Message,
+        node: &Node,
+    ) -> DeliveryOutcome {
+        let room = self.has_room(node.config.unsent_bytes_max);
+        let Some(link) = &self.link else { return DeliveryOutcome::NotHere };
+        let epoch = link.epoch;
+        if position <= self.inbox.read_to {
+            return DeliveryOutcome::Sent { epoch };
+        }
+        self.inbox.heard = self.inbox.heard.max(position);
+        if self.inbox.behind || !room || !self.inbox.read_to.is_followed_by(position) {
+            self.fall_behind();
+            return DeliveryOutcome::Behind;
+        }
+        match self.send_entry(client, position, message, false, node) {
+            Sending::Sent | Sending::Ended => {
+                self.inbox.read_to = position;
+                node.stores.inboxes.mark_sent(client, position, &node.id, epoch);
+                DeliveryOutcome::Sent { epoch }
+            }
+            Sending::NoPacketId => {
+                self.fall_behind();
+                DeliveryOutcome::Behind
+            }
+        }
+    }
+
+    /// Leaves the rest of the inbox to the connection's task.
+    fn fall_behind(&mut self) {
+        self.inbox.behind = true;
+        self.call_for_page();
+    }
+
+    /// Wakes the task to read the inbox if there is something and room for it. Waiting until half
+    /// of the window is free makes a page worth its read.
+    pub(crate) fn call_for_page(&mut self) {
+        let Some(link) = &self.link else { return };
+        if self.inbox.behind && self.in_flight.len() <= usize::from(link.window / 2) {
+            link.wire.signal(BEHIND);
+        }
+    }
+
+    /// How many entries a page may have now; 0 while it is not the time to read.
+    pub(crate) fn page_size(&self, node: &Node) -> usize {
+        match &self.link {
+            Some(link) if self.inbox.behind && self.has_room(node.config.unsent_bytes_max) => {
+                usize::from(link.window).saturating_sub(self.in_flight.len())
+            }
+            _ => 0,
+        }
+    }
+
+    /// Sends the entries of a page in order, as far as there is room.
+    pub(crate) fn deliver_page(
+        &mut self,
+        client: &ClientId,
+        page: &moorline_router::InboxPage,
+        node: &Node,
+    ) {
+        let before = self.inbox.read_to;
+        let mut all = true;
+        for entry in &page.entries {
+            if entry.position <= self.inbox.read_to {
+                continue;
+            }
+            if !self.has_room(node.config.unsent_bytes_max) || !self.deliver_entry(client, entry, node) {
+                all = false;
+                break;
+            }
+            self.inbox.read_to = entry.position;
+        }
+        if all {
+            self.inbox.read_to = self.inbox.read_to.max(page.read_to);
+            self.inbox.behind = page.more || self.inbox.heard > self.inbox.read_to;
+        }
+        if self.inbox.read_to > before && let Some(link) = &self.link {
+            node.stores.inboxes.mark_sent(client, self.inbox.read_to, &node.id, link.epoch);
+        }
+    }
+
+    /// Says whether the entry was dealt with.
+    fn deliver_entry(&mut self, client: &ClientId, entry: &InboxEntry, node: &Node) -> bool {
+        if !entry.received {
+            let sending =
+                self.send_entry(client, entry.position, &entry.message, entry.maybe_sent, node);
+            return sending != Sending::NoPacketId;
+        }
+        let Some(packet_id) = self.packet_id_at(entry.position) else { return false };
+        self.in_flight.push(InFlight {
+            packet_id,
+            qos: QoS::ExactlyOnce,
+            received: true,
+            sent_s: node.clock.now_s(),
+            position: Some(entry.position),
+        });
+        if let Some(link) = &mut self.link {
+            let mut packet = BytesMut::new();
+            moorline_mqtt::encode::pubrel(
+                link.version,
+                packet_id,
+                moorline_mqtt::ReasonCode::Success,
+                &mut packet,
+            );
+            link.append_bytes(&packet);
+        }
+        true
+    }
+
+    fn send_entry(
+        &mut self,
+        client: &ClientId,
+        position: Position,
+        message: &Message,
+        dup: bool,
+        node: &Node,
+    ) -> Sending {
+        let Some(packet_id) = self.packet_id_at(position) else { return Sending::NoPacketId };
+        let Some(link) = &mut self.link else { return Sending::NoPacketId };
+        let publish = for_device(link.version, message);
+        let encoded = EncodedPublish::new(link.version, &publish, message.qos, message.retain);
+        if encoded.len() > link.packet_bytes_max as usize {
+            let reason = EndReason::TooLarge;
+            node.stores.inboxes.end(vec![End { client: client.clone(), position, reason }]);
+            return Sending::Ended;
+        }
+        link.append(encoded.len(), |out| encoded.write(Some(packet_id), dup, out));
+        node.metrics.sent[message.qos as usize].increment(1);
+        self.in_flight.push(InFlight {
+            packet_id,
+            qos: message.qos,
+            received: false,
+            sent_s: node.clock.now_s(),
+            position: Some(position),
+        });
+        Sending::Sent
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Sending {
+    Sent,
+    /// It left the inbox instead.
+    Ended,
+    NoPacketId,
+}
+
+fn remaining_s(expires_at_ms: u64) -> u32 {
+    u32::try_from(expires_at_ms.saturating_sub(unix_ms()).div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
+/// A waiting message as the PUBLISH that a device gets.
+pub(crate) fn for_device(version: Version, message: &Message) -> Publish {
+    let properties = (version == Version::V5).then(|| {
+        let mut properties: PublishProperties =
+            message.properties.as_deref().cloned().unwrap_or_default();
+        properties.message_expiry_interval_s = message.expires_at_ms.map(remaining_s);
+        let named = properties.user_properties.iter().any(|(name, _)| name == "message-id");
+        if message.origin == Origin::Push && !named {
+            properties
+                .user_properties
+                .push(("message-id".into(), message.id.as_str().into()));
+        }
+        Box::new(properties)
+    });
+    Publish {
+        dup: false,
+        qos: message.qos,
+        retain: message.retain,
+        topic: message.topic.clone(),
+        packet_id: None,
+        properties,
+        payload: message.payload.clone(),
+    }
+}

@@ -1,0 +1,189 @@
+//! A session: what MQTT keeps about a client, and what may outlive its connection.
+//!
+//! One short lock guards it. Under the lock a deliverer assigns packet identifiers, encodes and
+//! writes to the socket (see [`crate::outbound`]); the connection's task attaches, detaches and
+//! acknowledges. What waits for a persistent session is not here but in the inbox: the session
+//! knows only how far it has read it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use moorline_mqtt::{EncodedPublish, PacketId, QoS, SubscriptionOptions, Version, Will};
+use moorline_router::{ClientId, Epoch, Position};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::close_reason::CloseReason;
+use crate::wire::Wire;
+
+/// How the bytes of a connection are wrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    WebSocket,
+}
+
+impl Transport {
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::WebSocket => "ws",
+        }
+    }
+}
+
+/// The MQTT state of one client on this node.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) client: ClientId,
+    state: Mutex<State>,
+}
+
+/// What the session's lock guards.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// The connection, if there is one.
+    pub(crate) link: Option<Link>,
+    /// Seconds that the session outlives its connection; 0 ends with it, `u32::MAX` never ends.
+    pub(crate) expiry_interval_s: u32,
+    /// Set once: whoever finds it set looks for, or makes, another session.
+    pub(crate) ended: bool,
+    /// Whether the stores hold anything of this session.
+    pub(crate) stored: bool,
+    pub(crate) subscriptions: Vec<HeldSubscription>,
+    pub(crate) inbox: InboxCursor,
+    pub(crate) in_flight: Vec<InFlight>,
+    /// Messages of a session that is not persistent, waiting for room in flight.
+    pub(crate) queue: VecDeque<Queued>,
+    pub(crate) queue_bytes: usize,
+    pub(crate) last_packet_id: u16,
+}
+
+/// A subscription as the session keeps it. The filter's text is shared with the node's index.
+#[derive(Debug, Clone)]
+pub(crate) struct HeldSubscription {
+    pub(crate) filter: Arc<str>,
+    pub(crate) options: SubscriptionOptions,
+    pub(crate) subscription_id: u32,
+}
+
+/// How far the session has been handed its inbox.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InboxCursor {
+    /// The last position handed to the connection.
+    pub(crate) read_to: Position,
+    /// The highest position that a hint named.
+    pub(crate) heard: Position,
+    /// Something may be in the inbox behind `read_to`: hints are not delivered directly until the
+    /// connection's task has read up to the end.
+    pub(crate) behind: bool,
+}
+
+/// A QoS 1 or 2 message that the device has not acknowledged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InFlight {
+    pub(crate) packet_id: PacketId,
+    pub(crate) qos: QoS,
+    /// PUBREC has come, PUBCOMP is awaited.
+    pub(crate) received: bool,
+    /// Seconds of the node's clock.
+    pub(crate) sent_s: u32,
+    /// Which inbox entry; `None` for a message that is in no inbox.
+    pub(crate) position: Option<Position>,
+}
+
+/// A message that waits in memory.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) publish: EncodedPublish,
+    /// Unix milliseconds.
+    pub(crate) expires_at_ms: Option<u64>,
+}
+
+/// The connection of a session.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) wire: Arc<Wire>,
+    pub(crate) epoch: Epoch,
+    pub(crate) version: Version,
+    pub(crate) transport: Transport,
+    pub(crate) keep_alive_s: u16,
+    /// The device's Receive Maximum, capped.
+    pub(crate) window: u16,
+    /// The device's Maximum Packet Size.
+    pub(crate) packet_bytes_max: u32,
+    /// Encoded, and not yet taken by the socket.
+    pub(crate) unsent: BytesMut,
+    /// Someone who is appending will flush.
+    pub(crate) corked: bool,
+    /// Why the connection is being closed; no more is sent.
+    pub(crate) closing: Option<CloseReason>,
+    pub(crate) will: Option<Box<Will>>,
+}
+
+impl Session {
+    pub(crate) fn new(client: ClientId, expiry_interval_s: u32) -> Self {
+        let state = State {
+            link: None,
+            expiry_interval_s,
+            ended: false,
+            stored: false,
+            subscriptions: Vec::new(),
+            inbox: InboxCursor::START,
+            in_flight: Vec::new(),
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            last_packet_id: 0,
+        };
+        Self { client, state: Mutex::new(state) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+}
+
+impl InboxCursor {
+    /// Nothing read: a new connection begins with what waits.
+    pub(crate) const START: Self =
+        Self { read_to: Position::START, heard: Position::START, behind: true };
+}
+
+impl State {
+    /// Whether messages for this session outlive its connection.
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.expiry_interval_s > 0
+    }
+
+    /// The connection if it is still that of `epoch`.
+    pub(crate) fn link_of(&mut self, epoch: Epoch) -> Option<&mut Link> {
+        self.link.as_mut().filter(|link| link.epoch == epoch)
+    }
+
+    /// Takes the connection away. What was in flight from the inbox will be read from there again.
+    pub(crate) fn detach(&mut self) -> Option<Link> {
+        self.inbox = InboxCursor::START;
+        self.in_flight = Vec::new();
+        self.queue = VecDeque::new();
+        self.queue_bytes = 0;
+        self.link.take()
+    }
+
+    /// Marks the session as gone and hands out the filters to remove from the index.
+    pub(crate) fn end(&mut self) -> Vec<HeldSubscription> {
+        self.ended = true;
+        std::mem::take(&mut self.subscriptions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten thousand idle devices hold ten thousand of these: a field added here is paid by each.
+    #[test]
+    fn an_idle_session_is_small() {
+        let size = size_of::<Session>();
+        assert!(size <= 352, "Session grew to {size} bytes");
+    }
+}
