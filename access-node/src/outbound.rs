@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use moorline_mqtt::{EncodedPublish, PacketId, Packet, Publish, PublishProperties, QoS, Version};
 use moorline_router::{
-    ClientId, DeliveryOutcome, End, EndReason, InboxEntry, Message, Origin, Position, unix_ms,
+    ClientId, DeliveryOutcome, End, EndReason, InboxEntry, InboxPage, Message, Origin, Position, unix_ms,
 };
 use smallvec::SmallVec;
 
@@ -99,6 +99,16 @@ impl Link {
         let before = self.unsent.len();
         encode(&mut self.unsent);
         debug_assert_eq!(self.unsent.len() - before, length);
+    }
+
+    /// Appends WebSocket frames as they are.
+    pub(crate) fn append_frames(&mut self, frames: &[u8]) {
+        if self.closing.is_none() {
+            if self.unsent.capacity() == 0 {
+                self.unsent = wire::take_buffer();
+            }
+            self.unsent.extend_from_slice(frames);
+        }
     }
 
     /// Appends encoded packets.
@@ -298,11 +308,13 @@ impl State {
         }
     }
 
-    /// Sends the entries of a page in order, as far as there is room.
+    /// Sends the entries of a page in order, as far as there is room. `heard` is what had been
+    /// heard when the page was asked for: appended before, so the page has it or it has ended.
     pub(crate) fn deliver_page(
         &mut self,
         client: &ClientId,
-        page: &moorline_router::InboxPage,
+        page: &InboxPage,
+        heard: Position,
         node: &Node,
     ) {
         let before = self.inbox.read_to;
@@ -319,6 +331,9 @@ impl State {
         }
         if all {
             self.inbox.read_to = self.inbox.read_to.max(page.read_to);
+            if !page.more {
+                self.inbox.read_to = self.inbox.read_to.max(heard);
+            }
             self.inbox.behind = page.more || self.inbox.heard > self.inbox.read_to;
         }
         if self.inbox.read_to > before && let Some(link) = &self.link {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use moorline_mqtt::{EncodedPublish, PacketId, QoS, SubscriptionOptions, Version, Will};
-use moorline_router::{ClientId, Epoch, Position};
+use moorline_router::{ClientId, Epoch, Position, SessionRecord, StoredSubscription, unix_ms};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::close_reason::CloseReason;
@@ -50,6 +50,8 @@ pub(crate) struct State {
     pub(crate) ended: bool,
     /// Whether the stores hold anything of this session.
     pub(crate) stored: bool,
+    /// Unix milliseconds of the end of the last connection; 0 before the first.
+    pub(crate) disconnected_at_ms: u64,
     pub(crate) subscriptions: Vec<HeldSubscription>,
     pub(crate) inbox: InboxCursor,
     pub(crate) in_flight: Vec<InFlight>,
@@ -128,6 +130,7 @@ impl Session {
             expiry_interval_s,
             ended: false,
             stored: false,
+            disconnected_at_ms: 0,
             subscriptions: Vec::new(),
             inbox: InboxCursor::START,
             in_flight: Vec::new(),
@@ -166,7 +169,23 @@ impl State {
         self.in_flight = Vec::new();
         self.queue = VecDeque::new();
         self.queue_bytes = 0;
+        self.disconnected_at_ms = unix_ms();
         self.link.take()
+    }
+
+    /// The session as it is stored.
+    pub(crate) fn record(&self, client: &ClientId) -> SessionRecord {
+        let subscriptions = self.subscriptions.iter().map(|held| StoredSubscription {
+            filter: held.filter.to_string(),
+            options: held.options,
+            subscription_id: (held.subscription_id > 0).then_some(held.subscription_id),
+        });
+        SessionRecord {
+            client: client.clone(),
+            expiry_interval_s: self.expiry_interval_s,
+            disconnected_at_ms: self.link.is_none().then_some(self.disconnected_at_ms),
+            subscriptions: subscriptions.collect(),
+        }
     }
 
     /// Marks the session as gone and hands out the filters to remove from the index.

@@ -14,7 +14,7 @@ use moorline_mqtt::{SubscriptionOptions, TopicFilter};
 use parking_lot::RwLock;
 
 /// One subscriber of one filter.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Subscriber<S> {
     pub(crate) session: Arc<S>,
     pub(crate) options: SubscriptionOptions,
@@ -86,7 +86,7 @@ impl<S> Subscribers<S> {
 
 impl<S> Subscriber<S> {
     /// A clone that does not ask `S` to be `Clone`.
-    fn duplicate(&self) -> Self {
+    pub(crate) fn duplicate(&self) -> Self {
         Self {
             session: Arc::clone(&self.session),
             options: self.options,

@@ -1,0 +1,273 @@
+//! The task of one connection: it waits in one place, [`Connection::next_event`], and changes state
+//! elsewhere, without waiting ([`crate::inbound`] for packets, [`crate::outbound`] for deliveries).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use moorline_mqtt::{PacketId, ReasonCode, Version};
+use moorline_router::{Epoch, InboxPage, MessageId, Position, StoreError};
+
+use crate::close_reason::CloseReason;
+use crate::inbound::Turn;
+use crate::node::Node;
+use crate::outbound::Corked;
+use crate::publish::Durable;
+use crate::reader::{ReadError, Reader, Received};
+use crate::session::Session;
+use crate::wire::{BEHIND, CLOSING, UNSENT, Wire};
+
+/// Bytes of a page of the inbox.
+const PAGE_BYTES: usize = 256 * 1024;
+/// Until a page is asked for again after the store failed.
+const PAGE_RETRY: Duration = Duration::from_secs(1);
+
+/// An answer that waits for the stores; answers go out in the order of what they answer
+/// ([MQTT-4.6.0-2]).
+pub(crate) struct Pending {
+    /// `None` once, or where nothing but the order is waited for.
+    pub(crate) durable: Option<Durable>,
+    pub(crate) answer: PendingAnswer,
+}
+
+/// What is said once it is durable.
+pub(crate) enum PendingAnswer {
+    PubAck(PacketId),
+    PubRec(PacketId),
+    /// Any encoded packet that cannot be turned into a refusal.
+    Encoded(Bytes),
+}
+
+/// A QoS 2 PUBLISH from the device that it has not released.
+#[derive(Debug, Clone)]
+pub(crate) struct ReceivedId {
+    /// Kept for a persistent session only.
+    pub(crate) message_id: Option<MessageId>,
+    /// The message went on durably.
+    pub(crate) done: bool,
+}
+
+/// A page of the inbox that is being read.
+pub(crate) struct ReadingPage {
+    page: BoxFuture<'static, Result<InboxPage, StoreError>>,
+    /// What had been heard when the reading began: the page has all of it.
+    heard: Position,
+}
+
+/// A device's connection, as its own task holds it.
+pub(crate) struct Connection {
+    pub(crate) node: Arc<Node>,
+    pub(crate) session: Arc<Session>,
+    pub(crate) wire: Arc<Wire>,
+    pub(crate) epoch: Epoch,
+    pub(crate) version: Version,
+    pub(crate) reader: Reader,
+    pub(crate) pending: VecDeque<Pending>,
+    pub(crate) received: BTreeMap<PacketId, ReceivedId>,
+    pub(crate) page: Option<Box<ReadingPage>>,
+}
+
+enum Event {
+    Closing,
+    Committed(Result<(), StoreError>),
+    Writable,
+    Page(Result<InboxPage, StoreError>, Position),
+    Received(Result<Received, ReadError>),
+}
+
+impl Connection {
+    /// Serves the connection to its end and says why it ended. `first` are bytes that came behind
+    /// the CONNECT.
+    pub(crate) async fn run(&mut self, first: Bytes) -> CloseReason {
+        let mut turn = Ok(());
+        if !first.is_empty() {
+            let data = self.reader.accept_decoded(first);
+            turn = self.on_received(data);
+        }
+        loop {
+            if let Err(reason) = turn {
+                return reason;
+            }
+            turn = match poll_fn(|context| self.next_event(context)).await {
+                Event::Closing => return self.closing_reason(),
+                Event::Committed(result) => self.on_committed(result),
+                Event::Writable => self.on_writable(),
+                Event::Page(result, heard) => self.on_page(result, heard),
+                Event::Received(Ok(received)) => self.on_received(received),
+                Event::Received(Err(ReadError::WebSocket(error))) => {
+                    tracing::debug!(client = %self.session.client, %error, "not MQTT over WebSocket");
+                    Err(CloseReason::Malformed(ReasonCode::ProtocolError))
+                }
+                Event::Received(Err(ReadError::Ended | ReadError::Network(_))) => {
+                    Err(CloseReason::ConnectionLost)
+                }
+            };
+        }
+    }
+
+    fn next_event(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        self.wire.register(context);
+        if self.wire.is_signalled(CLOSING) {
+            return Poll::Ready(Event::Closing);
+        }
+        if let Some(Pending { durable: Some(durable), .. }) = self.pending.front_mut()
+            && let Poll::Ready(result) = durable.as_mut().poll(context)
+        {
+            return Poll::Ready(Event::Committed(result));
+        }
+        // An error of the socket shows when it is read.
+        if self.wire.is_signalled(UNSENT) && self.wire.poll_writable(context).is_ready() {
+            return Poll::Ready(Event::Writable);
+        }
+        if self.page.is_none() && self.wire.is_signalled(BEHIND) {
+            self.page = self.begin_page(Duration::ZERO);
+        }
+        if let Some(reading) = &mut self.page
+            && let Poll::Ready(result) = reading.page.as_mut().poll(context)
+        {
+            let heard = reading.heard;
+            self.page = None;
+            return Poll::Ready(Event::Page(result, heard));
+        }
+        // A device that sends faster than the stores take waits here; MQTT 5.0 devices that heed
+        // the Receive Maximum never do.
+        if self.pending.len() <= usize::from(self.node.config.receive_maximum) {
+            return self.reader.poll_receive(context).map(Event::Received);
+        }
+        Poll::Pending
+    }
+
+    fn begin_page(&self, delay: Duration) -> Option<Box<ReadingPage>> {
+        self.wire.clear(BEHIND);
+        let (limit, after, heard) = {
+            let state = self.session.lock();
+            (state.page_size(&self.node), state.inbox.read_to, state.inbox.heard)
+        };
+        if limit == 0 {
+            return None;
+        }
+        let inboxes = Arc::clone(&self.node.stores.inboxes);
+        let client = self.session.client.clone();
+        let page = Box::pin(async move {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            inboxes.read(&client, after, limit, PAGE_BYTES).await
+        });
+        Some(Box::new(ReadingPage { page, heard }))
+    }
+
+    fn on_page(
+        &mut self,
+        result: Result<InboxPage, StoreError>,
+        heard: Position,
+    ) -> Result<(), CloseReason> {
+        let page = match result {
+            Ok(page) => page,
+            Err(error) => {
+                tracing::debug!(client = %self.session.client, %error, "inbox not read, trying again");
+                self.page = self.begin_page(PAGE_RETRY);
+                return Ok(());
+            }
+        };
+        let mut corked = Corked::new(&self.node);
+        let mut state = self.session.lock();
+        if state.link_of(self.epoch).is_none() {
+            return Err(CloseReason::TakenOver);
+        }
+        state.deliver_page(&self.session.client, &page, heard, &self.node);
+        state.call_for_page();
+        corked.add(&self.session, &mut state);
+        Ok(())
+    }
+
+    fn on_writable(&mut self) -> Result<(), CloseReason> {
+        let mut state = self.session.lock();
+        let Some(link) = state.link_of(self.epoch) else { return Err(CloseReason::TakenOver) };
+        link.write_out();
+        if link.unsent.is_empty() {
+            state.drain_queue(&self.node);
+            state.call_for_page();
+            if let Some(link) = &mut state.link {
+                link.flush();
+            }
+        }
+        Ok(())
+    }
+
+    fn on_received(&mut self, received: Received) -> Result<(), CloseReason> {
+        self.wire.received(self.node.clock.now_s());
+        self.node.metrics.received_bytes.increment(received.read_bytes as u64);
+        let node = Arc::clone(&self.node);
+        let mut turn = Turn::new(&node);
+        let mut data = received.data;
+        let mut result = Ok(());
+        while result.is_ok() {
+            result = match self.reader.next_packet(&mut data) {
+                Ok(None) => break,
+                Ok(Some(packet)) => self.on_packet(packet, &mut turn),
+                Err(error) => {
+                    tracing::info!(client = %self.session.client, %error, "malformed packet");
+                    Err(CloseReason::from(&error))
+                }
+            };
+        }
+        self.finish_turn(turn);
+        if let Some(answer) = received.answer {
+            if !answer.frames.is_empty() {
+                self.send_frames(&answer.frames);
+            }
+            if answer.closed {
+                return result.and(Err(CloseReason::ConnectionLost));
+            }
+        }
+        result
+    }
+
+    /// Frames that belong to WebSocket itself.
+    fn send_frames(&self, frames: &BytesMut) {
+        let mut state = self.session.lock();
+        if let Some(link) = state.link_of(self.epoch) {
+            link.append_frames(frames);
+            link.flush();
+        }
+    }
+
+    /// Reads and forgets until the peer closes too, so that it gets to read the goodbye.
+    pub(crate) async fn linger(&mut self, limit: Duration) {
+        let ended = poll_fn(|context| {
+            while let Poll::Ready(read) = self.reader.poll_raw(context) {
+                if read.is_err() {
+                    return Poll::Ready(());
+                }
+            }
+            Poll::Pending
+        });
+        // The limit is the answer to a peer that does neither.
+        let _ = tokio::time::timeout(limit, ended).await;
+    }
+
+    fn closing_reason(&self) -> CloseReason {
+        let mut state = self.session.lock();
+        state
+            .link_of(self.epoch)
+            .and_then(|link| link.closing)
+            .unwrap_or(CloseReason::TakenOver)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The future of an idle connection is one of these plus the wait; what is rare is boxed.
+    #[test]
+    fn an_idle_connection_is_small() {
+        let size = size_of::<Connection>();
+        assert!(size <= 240, "Connection grew to {size} bytes");
+    }
+}

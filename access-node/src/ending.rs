@@ -1,0 +1,246 @@
+//! How connections and sessions end: the will, the route, and what the stores keep.
+//!
+//! Everything here runs while the client's stripe is held (see [`Node::owning`]), so that it
+//! never meets a connect of the same client half-way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moorline_mqtt::{Publish, Will};
+use moorline_router::{ClientId, Epoch, MessageId, StoreError, unix_ms};
+
+use crate::close_reason::CloseReason;
+use crate::connection::Connection;
+use crate::node::Node;
+use crate::outbound::Corked;
+use crate::publish::route;
+use crate::session::{Link, Session};
+use crate::timers::Timer;
+
+/// How long the end of a connection waits for what was sent before it.
+const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer has to take a goodbye before its socket is dropped.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Ends a connection whose loop has returned `reason`.
+pub(crate) async fn finish(mut connection: Connection, reason: CloseReason) {
+    let node = Arc::clone(&connection.node);
+    let session = Arc::clone(&connection.session);
+    if let Some(link) = session.lock().link_of(connection.epoch) {
+        link.close(reason);
+    }
+    settle_pending(&mut connection).await;
+    {
+        let _owning = node.owning(&session.client).await;
+        let link = {
+            let mut state = session.lock();
+            if state.link_of(connection.epoch).is_some() { state.detach() } else { None }
+        };
+        // Without a link a newer connection has taken over, and has seen to the rest.
+        if let Some(mut link) = link {
+            node.metrics.closed(reason);
+            tracing::debug!(client = %session.client, epoch = %connection.epoch, reason = reason.label(), "disconnected");
+            detached(&node, &session, &mut link, reason).await;
+        }
+    }
+    if !matches!(reason, CloseReason::ClientLeft | CloseReason::ConnectionLost) {
+        connection.linger(LINGER).await;
+    }
+}
+
+/// Sees what the device sent before it left through to its subscribers: only the answers have
+/// nobody to go to.
+async fn settle_pending(connection: &mut Connection) {
+    let all = async {
+        while let Some(pending) = connection.pending.pop_front() {
+            if let Some(durable) = pending.durable
+                && durable.await.is_err()
+            {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(PENDING_TIMEOUT, all).await;
+}
+
+async fn detached(node: &Arc<Node>, session: &Arc<Session>, link: &mut Link, reason: CloseReason) {
+    let client = &session.client;
+    let warn = |error: StoreError| tracing::warn!(%client, %error, "end of connection not stored");
+    if let Err(error) = node.stores.routes.release(client, link.epoch).await {
+        warn(error);
+    }
+    let persistent = session.lock().is_persistent();
+    leave_will(node, client, link, reason, persistent).await;
+    if !persistent {
+        if let Err(error) = end_session(node, session).await {
+            warn(error);
+        }
+        return;
+    }
+    let record = session.lock().record(client);
+    let disconnected_at_ms = record.disconnected_at_ms.unwrap_or_else(unix_ms);
+    let expiry_interval_s = record.expiry_interval_s;
+    if let Err(error) = node.stores.sessions.save(record).await {
+        warn(error);
+    }
+    set_expiry(node, client, disconnected_at_ms, expiry_interval_s);
+}
+
+/// Leaves no session behind that a failed connect made, and one that it resumed as it was.
+pub(crate) async fn abandon(node: &Arc<Node>, client: &ClientId) {
+    let Some(session) = node.session(client) else { return };
+    let (stored, expiry_interval_s, now_ms) = {
+        let mut state = session.lock();
+        state.disconnected_at_ms = unix_ms();
+        (state.stored, state.expiry_interval_s, state.disconnected_at_ms)
+    };
+    if stored {
+        set_expiry(node, client, now_ms, expiry_interval_s);
+    } else if let Err(error) = end_session(node, &session).await {
+        tracing::warn!(%client, %error, "session of a failed connect not removed");
+    }
+}
+
+/// Ends the session in time, unless it never ends.
+pub(crate) fn set_expiry(
+    node: &Node,
+    client: &ClientId,
+    disconnected_at_ms: u64,
+    expiry_interval_s: u32,
+) {
+    if expiry_interval_s < u32::MAX {
+        let at_ms = disconnected_at_ms + u64::from(expiry_interval_s) * 1000;
+        let client = client.clone();
+        node.timers.set(at_ms, Timer::SessionExpiry { client, disconnected_at_ms });
+    }
+}
+
+/// Publishes, delays or forgets the will of a connection that ended.
+async fn leave_will(
+    node: &Arc<Node>,
+    client: &ClientId,
+    link: &mut Link,
+    reason: CloseReason,
+    session_goes_on: bool,
+) {
+    let Some(will) = link.will.take() else { return };
+    if !reason.publishes_will() {
+        // A lost deletion would publish the will after a crash: rather said than waited for.
+        if let Err(error) = node.stores.sessions.delete_will(client, link.epoch).await {
+            tracing::warn!(%client, %error, "will not deleted");
+        }
+        return;
+    }
+    delay_or_publish(node, client, link.epoch, will, session_goes_on).await;
+}
+
+/// The will of the connection `epoch`, after its delay if the session lasts that long.
+pub(crate) async fn delay_or_publish(
+    node: &Arc<Node>,
+    client: &ClientId,
+    epoch: Epoch,
+    will: Box<Will>,
+    session_goes_on: bool,
+) {
+    if will.delay_interval_s > 0 && session_goes_on {
+        let at_ms = unix_ms() + u64::from(will.delay_interval_s) * 1000;
+        node.timers.set(at_ms, Timer::Will { client: client.clone(), epoch, will });
+    } else {
+        publish_will(node, client, epoch, &will).await;
+    }
+}
+
+/// The will of a connection that a newer one displaced: no DISCONNECT came, so it is published,
+/// unless it is delayed and the session goes on at once.
+pub(crate) async fn will_of_taken_over(
+    node: &Arc<Node>,
+    client: &ClientId,
+    old: &mut Link,
+    session_goes_on: bool,
+) {
+    let Some(will) = old.will.take() else { return };
+    if will.delay_interval_s > 0 && session_goes_on {
+        if let Err(error) = node.stores.sessions.delete_will(client, old.epoch).await {
+            tracing::warn!(%client, %error, "will not deleted");
+        }
+        return;
+    }
+    publish_will(node, client, old.epoch, &will).await;
+}
+
+/// Publishes a will and forgets it.
+pub(crate) async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epoch, will: &Will) {
+    let mut properties = will.properties.clone();
+    if let Some(properties) = &mut properties {
+        properties.topic_alias = None;
+    }
+    let publish = Publish {
+        dup: false,
+        qos: will.qos,
+        retain: will.retain,
+        topic: will.topic.clone(),
+        packet_id: None,
+        properties,
+        payload: will.payload.clone(),
+    };
+    let routed = {
+        let mut corked = Corked::new(node);
+        route(node, &publish, Some(client), Some(MessageId::generate()), &mut corked)
+    };
+    if let Some(durable) = routed.durable
+        && let Err(error) = durable.await
+    {
+        // It stays stored, and goes out when the node starts again.
+        tracing::warn!(%client, %error, "will not published");
+        return;
+    }
+    node.metrics.wills_published.increment(1);
+    if let Err(error) = node.stores.sessions.delete_will(client, epoch).await {
+        tracing::warn!(%client, %error, "will not deleted");
+    }
+}
+
+/// Ends a session for good: its subscriptions, and what the stores have of it.
+pub(crate) async fn end_session(node: &Arc<Node>, session: &Arc<Session>) -> Result<(), StoreError> {
+    let (filters, stored) = {
+        let mut state = session.lock();
+        if state.ended {
+            return Ok(());
+        }
+        (state.end(), state.stored)
+    };
+    for held in &filters {
+        node.subscriptions.remove(&held.filter, session);
+    }
+    let removed =
+        node.sessions.remove_if(&session.client, |_, current| Arc::ptr_eq(current, session));
+    if removed.is_some() {
+        node.metrics.sessions.decrement(1.0);
+    }
+    if stored {
+        let deleted = node.stores.sessions.delete(&session.client);
+        node.stores.inboxes.end_session(&session.client).await?;
+        deleted.await?;
+    }
+    Ok(())
+}
+
+/// Carries out a session's expiry if nothing has connected since.
+pub(crate) async fn expire_session(node: &Arc<Node>, client: &ClientId, disconnected_at_ms: u64) {
+    let _owning = node.owning(client).await;
+    let Some(session) = node.session(client) else { return };
+    let due = {
+        let state = session.lock();
+        state.link.is_none() && !state.ended && state.disconnected_at_ms == disconnected_at_ms
+    };
+    if !due {
+        return;
+    }
+    tracing::debug!(%client, "session expired");
+    if let Some((epoch, will)) = node.timers.take_will(client) {
+        publish_will(node, client, epoch, &will).await;
+    }
+    if let Err(error) = end_session(node, &session).await {
+        tracing::warn!(%client, %error, "expired session not removed, it will be at the next start");
+    }
+}

@@ -1,0 +1,399 @@
+//! From an accepted socket to a session: upgrade, CONNECT, take over, claim the route, CONNACK.
+//!
+//! All of it runs in the connection's own task, boxed and under one deadline, so that neither a
+//! silent peer nor a slow store holds up anyone else, and nothing of it stays in the task.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use moorline_mqtt::{
+    ConnAck, ConnAckProperties, Connect, DecodeError, Decoder, Packet, ReasonCode, Version,
+};
+use moorline_router::{ClientId, Epoch, StoreError, StoredWill};
+use tokio::net::TcpStream;
+
+use crate::close_reason::CloseReason;
+use crate::connection::{Connection, ReceivedId};
+use crate::ending;
+use crate::node::Node;
+use crate::reader::{ReadError, Reader};
+use crate::session::{InboxCursor, Link, Session, Transport};
+use crate::wire::Wire;
+use crate::ws;
+
+/// Why no session came of a socket.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error("the first packet is not CONNECT")]
+    NotConnect,
+    #[error("no CONNECT within {0:?}")]
+    TimedOut(std::time::Duration),
+    #[error("refused: {0:?}")]
+    Refused(ReasonCode),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Runs the handshake; gives the connection and what came behind its CONNECT.
+pub(crate) async fn accept(
+    node: &Arc<Node>,
+    stream: TcpStream,
+    transport: Transport,
+) -> Result<(Connection, Bytes), HandshakeError> {
+    let (read, write) = stream.into_split();
+    let mut reader = Reader::new(read, Decoder::server(node.config.packet_bytes_max));
+    let wire = Arc::new(Wire::new(write, node.clock.now_s()));
+    let limit = node.config.handshake_timeout;
+    // Only the device is timed: what follows changes sessions and must not be cut off half-way.
+    let opening = tokio::time::timeout(limit, open(&mut reader, &wire, transport)).await;
+    let (connect, rest) = match opening.map_err(|_| HandshakeError::TimedOut(limit))? {
+        Ok(found) => found,
+        Err(error) => {
+            if let HandshakeError::Decode(error) = &error {
+                refuse_undecodable(&wire, transport, error);
+            }
+            return Err(error);
+        }
+    };
+    let version = connect.version;
+    let asked = Asked { connect, transport, wire: Arc::clone(&wire), reader };
+    match begin(node, asked).await {
+        Ok(connection) => Ok((connection, rest)),
+        Err(error) => {
+            let reason = match &error {
+                HandshakeError::Refused(reason) => *reason,
+                _ => ReasonCode::ServerUnavailable,
+            };
+            refuse(&wire, transport, version, reason);
+            Err(error)
+        }
+    }
+}
+
+/// Reads up to and with the CONNECT; gives what came behind it.
+async fn open(
+    reader: &mut Reader,
+    wire: &Wire,
+    transport: Transport,
+) -> Result<(Box<Connect>, Bytes), HandshakeError> {
+    let mut first = Bytes::new();
+    if transport == Transport::WebSocket {
+        first = upgrade(reader, wire).await?;
+        reader.speak_websocket();
+    }
+    read_connect(reader, wire, first).await
+}
+
+/// A CONNECT that was read, with everything needed to answer it.
+struct Asked {
+    connect: Box<Connect>,
+    transport: Transport,
+    wire: Arc<Wire>,
+    reader: Reader,
+}
+
+/// Answers the WebSocket upgrade; gives what came behind it.
+async fn upgrade(reader: &mut Reader, wire: &Wire) -> Result<Bytes, HandshakeError> {
+    let mut request = BytesMut::new();
+    loop {
+        request.extend_from_slice(&poll_fn(|context| reader.poll_raw(context)).await?);
+        match ws::upgrade(&request) {
+            Ok(None) => {}
+            Ok(Some((used, response))) => {
+                send_all(wire, &response);
+                return Ok(request.freeze().slice(used..));
+            }
+            Err(error) => {
+                send_all(wire, &ws::refusal(&error));
+                return Err(ReadError::from(error).into());
+            }
+        }
+    }
+}
+
+async fn read_connect(
+    reader: &mut Reader,
+    wire: &Wire,
+    first: Bytes,
+) -> Result<(Box<Connect>, Bytes), HandshakeError> {
+    let mut received = reader.accept(first)?;
+    loop {
+        if let Some(answer) = &received.answer {
+            send_all(wire, &answer.frames);
+            if answer.closed {
+                return Err(ReadError::Ended.into());
+            }
+        }
+        let mut data = received.data;
+        match reader.next_packet(&mut data)? {
+            Some(Packet::Connect(connect)) => return Ok((connect, data)),
+            Some(_) => return Err(HandshakeError::NotConnect),
+            None => received = poll_fn(|context| reader.poll_receive(context)).await?,
+        }
+    }
+}
+
+/// A fresh socket takes a few hundred bytes at once; one that does not is dropped.
+fn send_all(wire: &Wire, bytes: &[u8]) {
+    let mut unsent = BytesMut::from(bytes);
+    // The next read tells of an error.
+    let _ = wire.write(&mut unsent);
+}
+
+fn refuse(wire: &Wire, transport: Transport, version: Version, reason: ReasonCode) {
+    let properties = ConnAckProperties::default();
+    let packet = Packet::ConnAck(Box::new(ConnAck { session_present: false, reason, properties }));
+    let mut encoded = BytesMut::new();
+    if packet.encode(version, &mut encoded).is_err() {
+        return;
+    }
+    let mut out = BytesMut::new();
+    if transport == Transport::WebSocket {
+        ws::begin_frame(encoded.len(), &mut out);
+        out.extend_from_slice(&encoded);
+        ws::close_frame(&mut out);
+    } else {
+        out = encoded;
+    }
+    send_all(wire, &out);
+    wire.finish_sending();
+}
+
+/// A CONNECT of another version is told so ([MQTT-3.1.2-2]); other bytes get no answer, because
+/// what sent them may not be a client of MQTT at all.
+fn refuse_undecodable(wire: &Wire, transport: Transport, error: &DecodeError) {
+    if error.reason_code() == ReasonCode::UnsupportedProtocolVersion {
+        refuse(wire, transport, Version::V3_1_1, ReasonCode::UnsupportedProtocolVersion);
+    }
+}
+
+/// Makes or takes over the session and answers CONNACK.
+async fn begin(node: &Arc<Node>, asked: Asked) -> Result<Connection, HandshakeError> {
+    if node.is_draining() {
+        return Err(HandshakeError::Refused(ReasonCode::ServerUnavailable));
+    }
+    let (client, assigned) = client_id(&asked.connect)?;
+    let owning = node.owning(&client).await;
+    let claim = node.stores.routes.claim(&client, &node.id).await?;
+    let result = begin_owned(node, asked, &client, assigned, claim.epoch).await;
+    if result.is_err() {
+        ending::abandon(node, &client).await;
+        // Best effort: a route without a connection answers "not here", nothing worse.
+        let _ = node.stores.routes.release(&client, claim.epoch).await;
+    }
+    drop(owning);
+    result
+}
+
+fn client_id(connect: &Connect) -> Result<(ClientId, bool), HandshakeError> {
+    if !connect.client_id.is_empty() {
+        let parsed = ClientId::parse(&connect.client_id);
+        return parsed
+            .map(|id| (id, false))
+            .map_err(|_| HandshakeError::Refused(ReasonCode::ClientIdentifierNotValid));
+    }
+    if connect.version == Version::V3_1_1 && !connect.clean_start {
+        // [MQTT-3.1.3-8]: nobody could come back to such a session.
+        return Err(HandshakeError::Refused(ReasonCode::ClientIdentifierNotValid));
+    }
+    let made = format!("auto-{}", moorline_router::MessageId::generate());
+    let id = ClientId::parse(&made).expect("a short ASCII text");
+    Ok((id, true))
+}
+
+async fn begin_owned(
+    node: &Arc<Node>,
+    asked: Asked,
+    client: &ClientId,
+    assigned: bool,
+    epoch: Epoch,
+) -> Result<Connection, HandshakeError> {
+    let connect = &asked.connect;
+    let expiry_interval_s = granted_expiry_s(connect, node.config.session_expiry_max_s());
+    let (session, session_present) = take_session(node, client, connect, expiry_interval_s).await?;
+    let received = load_received(node, &session, session_present).await?;
+    save(node, &session, connect, epoch).await?;
+    attach(node, &session, &asked, Connack { epoch, session_present, assigned, expiry_interval_s });
+    node.metrics.connections.increment(1.0);
+    node.metrics.connects_accepted.increment(1);
+    tracing::debug!(%client, %epoch, transport = asked.transport.label(), session_present, "connected");
+    let version = connect.version;
+    Ok(Connection {
+        node: Arc::clone(node),
+        session,
+        wire: asked.wire,
+        epoch,
+        version,
+        reader: asked.reader,
+        pending: VecDeque::new(),
+        received,
+        page: None,
+    })
+}
+
+/// Seconds that the session may outlive the connection.
+fn granted_expiry_s(connect: &Connect, max_s: u32) -> u32 {
+    match connect.version {
+        Version::V5 => connect.properties.session_expiry_interval_s.unwrap_or(0).min(max_s),
+        Version::V3_1_1 if connect.clean_start => 0,
+        Version::V3_1_1 => max_s,
+    }
+}
+
+/// The session to go on with, and whether there was one. Whoever held it is closed first.
+async fn take_session(
+    node: &Arc<Node>,
+    client: &ClientId,
+    connect: &Connect,
+    expiry_interval_s: u32,
+) -> Result<(Arc<Session>, bool), HandshakeError> {
+    if let Some(session) = node.session(client) {
+        let (old, resumes) = {
+            let mut state = session.lock();
+            let resumes = state.is_persistent() && !connect.clean_start && !state.ended;
+            (take_over(&mut state), resumes)
+        };
+        if let Some(mut old) = old {
+            node.metrics.closed(CloseReason::TakenOver);
+            ending::will_of_taken_over(node, client, &mut old, resumes).await;
+        }
+        if resumes {
+            if let Some((epoch, _)) = node.timers.take_will(client) {
+                // Back in time: the delayed will is not published [MQTT-3.1.3-9].
+                node.stores.sessions.delete_will(client, epoch).await?;
+            }
+            session.lock().expiry_interval_s = expiry_interval_s;
+            return Ok((session, true));
+        }
+        ending::end_session(node, &session).await?;
+        if let Some((epoch, will)) = node.timers.take_will(client) {
+            // The session has ended, and the will is published no later than that.
+            ending::publish_will(node, client, epoch, &will).await;
+        }
+    }
+    let session = Arc::new(Session::new(client.clone(), expiry_interval_s));
+    node.sessions.insert(client.clone(), Arc::clone(&session));
+    node.metrics.sessions.increment(1.0);
+    Ok((session, false))
+}
+
+fn take_over(state: &mut crate::session::State) -> Option<Link> {
+    if let Some(link) = &mut state.link {
+        link.close(CloseReason::TakenOver);
+    }
+    state.detach()
+}
+
+async fn load_received(
+    node: &Node,
+    session: &Session,
+    session_present: bool,
+) -> Result<BTreeMap<moorline_mqtt::PacketId, ReceivedId>, HandshakeError> {
+    if !session_present {
+        return Ok(BTreeMap::new());
+    }
+    let received = node.stores.sessions.received(&session.client).await?;
+    let by_id = received.into_iter().map(|one| {
+        (one.packet_id, ReceivedId { message_id: Some(one.message_id), done: one.done })
+    });
+    Ok(by_id.collect())
+}
+
+/// What must outlive the process is durable before CONNACK says so.
+async fn save(
+    node: &Node,
+    session: &Session,
+    connect: &Connect,
+    epoch: Epoch,
+) -> Result<(), HandshakeError> {
+    let record = {
+        let mut state = session.lock();
+        state.disconnected_at_ms = 0;
+        let persistent = state.is_persistent();
+        state.stored |= persistent;
+        persistent.then(|| moorline_router::SessionRecord {
+            disconnected_at_ms: None,
+            ..state.record(&session.client)
+        })
+    };
+    if let Some(record) = record {
+        node.stores.sessions.save(record).await?;
+    }
+    if let Some(will) = connect.will.as_deref() {
+        let will = StoredWill { epoch, will: will.clone() };
+        node.stores.sessions.save_will(&session.client, will).await?;
+    }
+    Ok(())
+}
+
+/// What CONNACK says.
+struct Connack {
+    epoch: Epoch,
+    session_present: bool,
+    assigned: bool,
+    expiry_interval_s: u32,
+}
+
+/// Puts the connection into the session. From here on deliverers write to it, so CONNACK is the
+/// first thing in its buffer.
+fn attach(node: &Node, session: &Arc<Session>, asked: &Asked, connack: Connack) {
+    let connect = &asked.connect;
+    let properties = &connect.properties;
+    let device_window = properties.receive_maximum.map_or(u16::MAX, NonZeroU16::get);
+    let mut link = Link {
+        wire: Arc::clone(&asked.wire),
+        epoch: connack.epoch,
+        version: connect.version,
+        transport: asked.transport,
+        keep_alive_s: connect.keep_alive_s,
+        window: device_window.min(node.config.in_flight_max),
+        packet_bytes_max: properties.maximum_packet_size.unwrap_or(u32::MAX),
+        unsent: BytesMut::new(),
+        corked: false,
+        closing: None,
+        // A will is kept as long as the connection: it must not hold on to the read buffer.
+        will: connect.will.as_ref().map(|will| Box::new(will.copied())),
+    };
+    let mut encoded = BytesMut::new();
+    let packet = connack_packet(node, session, connect, &connack);
+    packet.encode(connect.version, &mut encoded).expect("a CONNACK is short");
+    link.append_bytes(&encoded);
+    let mut state = session.lock();
+    state.inbox = InboxCursor::START;
+    link.flush();
+    state.link = Some(link);
+    state.call_for_page();
+    drop(state);
+    node.wheel.watch(session, connack.epoch, node.clock.now_s(), connect.keep_alive_s);
+}
+
+fn connack_packet(
+    node: &Node,
+    session: &Session,
+    connect: &Connect,
+    connack: &Connack,
+) -> Packet {
+    let limits = &node.config;
+    let asked_expiry_s = connect.properties.session_expiry_interval_s.unwrap_or(0);
+    let properties = ConnAckProperties {
+        session_expiry_interval_s: (asked_expiry_s != connack.expiry_interval_s)
+            .then_some(connack.expiry_interval_s),
+        receive_maximum: NonZeroU16::new(limits.receive_maximum),
+        maximum_packet_size: Some(limits.packet_bytes_max),
+        assigned_client_id: connack.assigned.then(|| session.client.as_str().into()),
+        shared_subscription_available: Some(false),
+        ..ConnAckProperties::default()
+    };
+    Packet::ConnAck(Box::new(ConnAck {
+        session_present: connack.session_present,
+        reason: ReasonCode::Success,
+        properties,
+    }))
+}

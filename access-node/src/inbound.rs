@@ -1,0 +1,376 @@
+//! What a connection does with the packets of its device. Nothing here waits: what has to be
+//! durable first is put in line behind [`Pending`].
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use moorline_mqtt::{
+    Ack, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, Version, encode,
+};
+use moorline_router::{End, EndReason, MessageId, ReceivedPublish, StoreError};
+
+use crate::close_reason::CloseReason;
+use crate::connection::{Connection, Pending, PendingAnswer, ReceivedId};
+use crate::node::Node;
+use crate::outbound::Corked;
+use crate::publish::{Durable, id_of, route};
+use crate::session::State;
+
+/// What the packets of one read add up to.
+pub(crate) struct Turn<'a> {
+    pub(crate) corked: Corked<'a>,
+    /// Answers to this device, written together.
+    pub(crate) replies: BytesMut,
+    /// Inbox entries that ended, told to the store together.
+    ends: Vec<End>,
+    /// The window may have room again.
+    acknowledged: bool,
+}
+
+impl<'a> Turn<'a> {
+    pub(crate) fn new(node: &'a Arc<Node>) -> Self {
+        Self {
+            corked: Corked::new(node),
+            replies: crate::wire::take_buffer(),
+            ends: Vec::new(),
+            acknowledged: false,
+        }
+    }
+}
+
+impl Connection {
+    pub(crate) fn on_packet(
+        &mut self,
+        packet: Packet,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), CloseReason> {
+        match packet {
+            Packet::Publish(publish) => self.on_publish(publish, turn),
+            Packet::PubAck(ack) => self.on_puback(&ack, turn),
+            Packet::PubRec(ack) => self.on_pubrec(&ack, turn),
+            Packet::PubComp(ack) => self.on_pubcomp(&ack, turn),
+            Packet::PubRel(ack) => {
+                self.on_pubrel(ack.packet_id);
+                self.answer_ready(turn);
+                Ok(())
+            }
+            Packet::Subscribe(subscribe) => self.on_subscribe(&subscribe, turn),
+            Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(&unsubscribe, turn),
+            Packet::PingReq => {
+                turn.replies.extend_from_slice(&encode::PINGRESP);
+                Ok(())
+            }
+            Packet::Disconnect(disconnect) => Err(self.on_disconnect(&disconnect)),
+            Packet::Auth(_) => Err(CloseReason::ProtocolError(ReasonCode::BadAuthenticationMethod)),
+            Packet::Connect(_)
+            | Packet::ConnAck(_)
+            | Packet::SubAck(_)
+            | Packet::UnsubAck(_)
+            | Packet::PingResp => Err(CloseReason::ProtocolError(ReasonCode::ProtocolError)),
+        }
+    }
+
+    /// Writes what the turn gathered.
+    pub(crate) fn finish_turn(&mut self, mut turn: Turn<'_>) {
+        self.write_replies(&mut turn);
+        if turn.acknowledged {
+            let mut state = self.session.lock();
+            state.drain_queue(&self.node);
+            state.call_for_page();
+            turn.corked.add(&self.session, &mut state);
+        }
+        if !turn.ends.is_empty() {
+            self.node.stores.inboxes.end(turn.ends);
+        }
+        crate::wire::return_buffer(turn.replies);
+    }
+
+    /// Puts the answers so far in front of whatever is sent next.
+    pub(crate) fn write_replies(&self, turn: &mut Turn<'_>) {
+        if turn.replies.is_empty() {
+            return;
+        }
+        let mut state = self.session.lock();
+        if let Some(link) = state.link_of(self.epoch) {
+            link.append_bytes(&turn.replies);
+            turn.corked.add(&self.session, &mut state);
+        }
+        turn.replies.clear();
+    }
+
+    fn on_publish(&mut self, publish: Publish, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+        self.node.metrics.received[publish.qos as usize].increment(1);
+        if publish.properties.as_ref().is_some_and(|held| held.topic_alias.is_some()) {
+            // CONNACK announced no Topic Alias Maximum, which is 0 [MQTT-3.3.2-9].
+            return Err(CloseReason::ProtocolError(ReasonCode::TopicAliasInvalid));
+        }
+        let refusal = self.refuse_topic(publish.topic.as_str());
+        match (publish.qos, publish.packet_id) {
+            (QoS::AtMostOnce, _) | (_, None) => {
+                if refusal.is_none() {
+                    route(&self.node, &publish, Some(&self.session.client), None, &mut turn.corked);
+                }
+            }
+            (QoS::AtLeastOnce, Some(id)) => {
+                let durable = match refusal {
+                    Some(code) if self.version == Version::V5 => {
+                        self.put_in_line(None, refused(encode::puback, id, code));
+                        self.answer_ready(turn);
+                        return Ok(());
+                    }
+                    // MQTT 3.1.1 has no way to refuse: acknowledged and dropped.
+                    Some(_) => None,
+                    None => route(&self.node, &publish, Some(&self.session.client), None, &mut turn.corked).durable,
+                };
+                self.put_in_line(durable, PendingAnswer::PubAck(id));
+            }
+            (QoS::ExactlyOnce, Some(id)) => self.on_publish_qos2(&publish, id, refusal, turn)?,
+        }
+        self.answer_ready(turn);
+        Ok(())
+    }
+
+    /// Why devices may not publish to `topic`, if so.
+    fn refuse_topic(&self, topic: &str) -> Option<ReasonCode> {
+        let levels = topic.as_bytes().iter().filter(|byte| **byte == b'/').count() + 1;
+        let refused = topic.starts_with('$') || levels > self.node.config.topic_levels_max;
+        refused.then_some(ReasonCode::TopicNameInvalid)
+    }
+
+    fn on_publish_qos2(
+        &mut self,
+        publish: &Publish,
+        id: PacketId,
+        refusal: Option<ReasonCode>,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), CloseReason> {
+        let known = self.received.get(&id).cloned();
+        if known.as_ref().is_some_and(|received| received.done) {
+            self.put_in_line(None, PendingAnswer::PubRec(id));
+            return Ok(());
+        }
+        if let (Some(code), Version::V5) = (refusal, self.version) {
+            self.put_in_line(None, refused(encode::pubrec, id, code));
+            return Ok(());
+        }
+        let limit = match self.version {
+            Version::V5 => self.node.config.receive_maximum,
+            Version::V3_1_1 => u16::MAX,
+        };
+        if self.received.len() >= usize::from(limit) {
+            return Err(CloseReason::LimitExceeded(ReasonCode::ReceiveMaximumExceeded));
+        }
+        let persistent = self.session.lock().is_persistent();
+        // A repeated PUBLISH whose first attempt may not have gone on goes on under the same id.
+        let message_id = known.and_then(|received| received.message_id);
+        let message_id = message_id.or_else(|| persistent.then(|| id_of(publish)));
+        let mut durable = Vec::new();
+        if let (true, Some(message_id)) = (persistent, &message_id) {
+            durable.push(self.save_received(id, message_id, false));
+        }
+        if refusal.is_none() {
+            let client = Some(&self.session.client);
+            durable.extend(route(&self.node, publish, client, message_id.clone(), &mut turn.corked).durable);
+        }
+        if let (true, Some(message_id)) = (persistent, &message_id) {
+            durable.push(self.save_received(id, message_id, true));
+        }
+        // Until it is durable a repetition is a second attempt; afterwards it is only answered.
+        // `Pending` keeps the order, so the answer to a repetition waits for the first one's.
+        self.received.insert(id, ReceivedId { message_id, done: true });
+        self.put_in_line(in_turn(durable), PendingAnswer::PubRec(id));
+        Ok(())
+    }
+
+    fn save_received(&self, packet_id: PacketId, message_id: &MessageId, done: bool) -> Durable {
+        let received = ReceivedPublish { packet_id, message_id: message_id.clone(), done };
+        self.node.stores.sessions.save_received(&self.session.client, received)
+    }
+
+    fn on_pubrel(&mut self, id: PacketId) {
+        let found = self.received.remove(&id);
+        let stored = found.as_ref().is_some_and(|received| received.message_id.is_some());
+        // The device may use the identifier again once it has PUBCOMP: it must be forgotten durably
+        // before, or a new message would pass for a repetition of the old one.
+        let durable =
+            stored.then(|| self.node.stores.sessions.release_received(&self.session.client, id));
+        let reason = match found {
+            Some(_) => ReasonCode::Success,
+            None => ReasonCode::PacketIdentifierNotFound,
+        };
+        let mut packet = BytesMut::new();
+        encode::pubcomp(self.version, id, reason, &mut packet);
+        self.put_in_line(durable, PendingAnswer::Encoded(packet.freeze()));
+    }
+
+    pub(crate) fn put_in_line(&mut self, durable: Option<Durable>, answer: PendingAnswer) {
+        self.pending.push_back(Pending { durable, answer });
+    }
+
+    /// Answers the front of the line as far as nothing is waited for.
+    pub(crate) fn answer_ready(&mut self, turn: &mut Turn<'_>) {
+        while self.pending.front().is_some_and(|front| front.durable.is_none()) {
+            let Some(Pending { answer, .. }) = self.pending.pop_front() else { return };
+            self.answer(&answer, ReasonCode::Success, &mut turn.replies);
+        }
+    }
+
+    fn answer(&self, answer: &PendingAnswer, reason: ReasonCode, out: &mut BytesMut) {
+        match answer {
+            PendingAnswer::PubAck(id) => encode::puback(self.version, *id, reason, out),
+            PendingAnswer::PubRec(id) => encode::pubrec(self.version, *id, reason, out),
+            PendingAnswer::Encoded(bytes) => out.extend_from_slice(bytes),
+        }
+    }
+
+    /// The front of the line is durable, or cannot become so.
+    pub(crate) fn on_committed(
+        &mut self,
+        result: Result<(), StoreError>,
+    ) -> Result<(), CloseReason> {
+        let Some(Pending { answer, .. }) = self.pending.pop_front() else { return Ok(()) };
+        let reason = match (&result, &answer, self.version) {
+            (Ok(()), ..) => ReasonCode::Success,
+            (
+                Err(StoreError::Full(_)),
+                PendingAnswer::PubAck(_) | PendingAnswer::PubRec(_),
+                Version::V5,
+            ) => ReasonCode::QuotaExceeded,
+            (Err(error), ..) => {
+                // Without an acknowledgement the device sends it again when it is back, in order.
+                self.node.metrics.upstream_refused.increment(1);
+                tracing::debug!(client = %self.session.client, %error, "publish not acknowledged");
+                return Err(CloseReason::StoreUnavailable);
+            }
+        };
+        if let (true, PendingAnswer::PubRec(id)) = (reason.is_error(), &answer) {
+            // A refused PUBLISH is over: its identifier is free again.
+            self.received.remove(id);
+            drop(self.node.stores.sessions.release_received(&self.session.client, *id));
+        }
+        let node = Arc::clone(&self.node);
+        let mut turn = Turn::new(&node);
+        self.answer(&answer, reason, &mut turn.replies);
+        self.answer_ready(&mut turn);
+        self.finish_turn(turn);
+        Ok(())
+    }
+
+    fn on_puback(&mut self, ack: &Ack, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+        let mut state = self.session.lock();
+        if state.link_of(self.epoch).is_none() {
+            return Err(CloseReason::TakenOver);
+        }
+        // An unknown identifier is no error: the message may have ended meanwhile.
+        end_in_flight(&mut state, self, ack, QoS::AtLeastOnce, turn);
+        Ok(())
+    }
+
+    fn on_pubrec(&mut self, ack: &Ack, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+        let mut state = self.session.lock();
+        if state.link_of(self.epoch).is_none() {
+            return Err(CloseReason::TakenOver);
+        }
+        if ack.reason.is_error() {
+            end_in_flight(&mut state, self, ack, QoS::ExactlyOnce, turn);
+            return Ok(());
+        }
+        let sent = state
+            .in_flight
+            .iter_mut()
+            .find(|sent| sent.packet_id == ack.packet_id && sent.qos == QoS::ExactlyOnce);
+        let reason = match sent {
+            Some(sent) => {
+                sent.received = true;
+                if let Some(position) = sent.position {
+                    self.node.stores.inboxes.mark_received(&self.session.client, position);
+                }
+                ReasonCode::Success
+            }
+            None => ReasonCode::PacketIdentifierNotFound,
+        };
+        encode::pubrel(self.version, ack.packet_id, reason, &mut turn.replies);
+        Ok(())
+    }
+
+    fn on_pubcomp(&mut self, ack: &Ack, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+        let mut state = self.session.lock();
+        if state.link_of(self.epoch).is_none() {
+            return Err(CloseReason::TakenOver);
+        }
+        // PUBCOMP with an error says that the device has forgotten the identifier: it had released
+        // it, so the message was received.
+        let ack = Ack { reason: ReasonCode::Success, ..ack.clone() };
+        end_in_flight(&mut state, self, &ack, QoS::ExactlyOnce, turn);
+        Ok(())
+    }
+
+    fn on_disconnect(&mut self, disconnect: &Disconnect) -> CloseReason {
+        let mut state = self.session.lock();
+        let wanted =
+            disconnect.properties.as_ref().and_then(|held| held.session_expiry_interval_s);
+        if let Some(wanted_s) = wanted {
+            if state.expiry_interval_s == 0 && wanted_s > 0 {
+                // A session that was to end with its connection cannot be kept after all
+                // (section 3.14.2.2.2).
+                return CloseReason::ProtocolError(ReasonCode::ProtocolError);
+            }
+            state.expiry_interval_s = wanted_s.min(self.node.config.session_expiry_max_s());
+        }
+        match disconnect.reason {
+            ReasonCode::Success => CloseReason::ClientLeft,
+            _ => CloseReason::ClientLeftWithWill,
+        }
+    }
+}
+
+fn refused(
+    encode: fn(Version, PacketId, ReasonCode, &mut BytesMut),
+    id: PacketId,
+    code: ReasonCode,
+) -> PendingAnswer {
+    let mut packet = BytesMut::new();
+    encode(Version::V5, id, code, &mut packet);
+    PendingAnswer::Encoded(packet.freeze())
+}
+
+/// Several writes as one to wait for; each has its place in the order already.
+fn in_turn(parts: Vec<Durable>) -> Option<Durable> {
+    (!parts.is_empty()).then(|| {
+        Box::pin(async move {
+            for part in parts {
+                part.await?;
+            }
+            Ok(())
+        }) as Durable
+    })
+}
+
+/// Removes an acknowledged message from those in flight; its inbox entry ends with it.
+fn end_in_flight(
+    state: &mut State,
+    connection: &Connection,
+    ack: &Ack,
+    qos: QoS,
+    turn: &mut Turn<'_>,
+) {
+    let found = state
+        .in_flight
+        .iter()
+        .position(|sent| sent.packet_id == ack.packet_id && sent.qos == qos);
+    let Some(at) = found else { return };
+    let sent = state.in_flight.remove(at);
+    if state.in_flight.is_empty() && state.in_flight.capacity() > 8 {
+        state.in_flight = Vec::new();
+    }
+    turn.acknowledged = true;
+    if let Some(position) = sent.position {
+        let reason = if ack.reason.is_error() {
+            EndReason::Rejected(ack.reason as u8)
+        } else {
+            EndReason::Delivered
+        };
+        let client = connection.session.client.clone();
+        turn.ends.push(End { client, position, reason });
+    }
+}

@@ -1,0 +1,237 @@
+//! The node: what every connection of it shares.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ahash::RandomState;
+use async_trait::async_trait;
+use dashmap::DashMap;
+use moorline_mqtt::{EncodedPublish, Publish};
+use moorline_router::upstream::UpstreamRoutes;
+use moorline_router::{
+    ClientId, Delivery, DeliveryOutcome, MessageId, NodeId, NodeRecord, NodeState, Nodes,
+    Published, SessionView, StoreError, Stores,
+};
+use tokio::sync::{Mutex, MutexGuard, Notify};
+
+use crate::close_reason::CloseReason;
+use crate::config::Config;
+use crate::deadlines::{Clock, Wheel};
+use crate::metrics::Metrics;
+use crate::outbound::{Corked, for_device};
+use crate::retained::RetainedMessages;
+use crate::session::Session;
+use crate::subscriptions::Subscriptions;
+use crate::timers::Timers;
+
+/// Length of the node's lease and how often it is renewed (DESIGN section 3).
+const LEASE_MS: u64 = 10_000;
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+const STRIPES: usize = 1024;
+
+/// One access node.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) config: Config,
+    pub(crate) stores: Stores,
+    pub(crate) upstream: UpstreamRoutes,
+    /// Every session of the node, connected or not. Entries change only under the client's stripe.
+    pub(crate) sessions: DashMap<ClientId, Arc<Session>, RandomState>,
+    pub(crate) subscriptions: Subscriptions<Session>,
+    pub(crate) retained: RetainedMessages,
+    pub(crate) clock: Clock,
+    pub(crate) wheel: Wheel,
+    pub(crate) timers: Timers,
+    pub(crate) metrics: Metrics,
+    /// Serialises connect, end and expiry of one client id, which wait for stores in between.
+    stripes: Box<[Mutex<()>]>,
+    hasher: RandomState,
+    connections: AtomicUsize,
+    all_gone: Notify,
+    pub(crate) draining: AtomicBool,
+}
+
+impl Node {
+    pub(crate) fn new(id: NodeId, config: Config, stores: Stores, upstream: UpstreamRoutes) -> Self {
+        Self {
+            id,
+            config,
+            stores,
+            upstream,
+            sessions: DashMap::default(),
+            subscriptions: Subscriptions::default(),
+            retained: RetainedMessages::default(),
+            clock: Clock::new(),
+            wheel: Wheel::new(),
+            timers: Timers::default(),
+            metrics: Metrics::new(),
+            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            hasher: RandomState::new(),
+            connections: AtomicUsize::new(0),
+            all_gone: Notify::new(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// Holds off every other connect, end and expiry of `client` (and of some others) meanwhile.
+    pub(crate) async fn owning(&self, client: &ClientId) -> MutexGuard<'_, ()> {
+        let at = usize::try_from(self.hasher.hash_one(client) % STRIPES as u64).expect("small");
+        self.stripes[at].lock().await
+    }
+
+    pub(crate) fn session(&self, client: &ClientId) -> Option<Arc<Session>> {
+        self.sessions.get(client).map(|held| Arc::clone(&held))
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Counts one socket until the guard is dropped.
+    pub(crate) fn count_connection(self: &Arc<Self>) -> Counted {
+        self.connections.fetch_add(1, Ordering::AcqRel);
+        Counted { node: Arc::clone(self) }
+    }
+
+    /// Resolves when no socket is left.
+    pub(crate) async fn all_connections_gone(&self) {
+        loop {
+            let notified = self.all_gone.notified();
+            if self.connections.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Closes every connection.
+    pub(crate) fn close_all(&self, reason: CloseReason) {
+        for session in &self.sessions {
+            if let Some(link) = &mut session.lock().link {
+                link.close(reason);
+            }
+        }
+    }
+
+    /// Takes the lease once.
+    pub(crate) async fn renew_lease(&self) -> Result<(), StoreError> {
+        let record = NodeRecord {
+            id: self.id.clone(),
+            address: String::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: if self.is_draining() { NodeState::Draining } else { NodeState::Up },
+            connections: self.connections.load(Ordering::Acquire) as u64,
+        };
+        self.stores.routes.renew(record, LEASE_MS).await
+    }
+
+    /// Renews the lease from the runtime that serves devices: a stuck node loses it.
+    pub(crate) async fn keep_lease(self: Arc<Self>) {
+        let mut every = tokio::time::interval(RENEW_EVERY);
+        let mut failing = false;
+        loop {
+            every.tick().await;
+            let result = self.renew_lease().await;
+            if let (Err(error), false) = (&result, failing) {
+                tracing::warn!(%error, "node lease not renewed");
+            }
+            failing = result.is_err();
+        }
+    }
+
+    fn deliver_one(self: &Arc<Self>, delivery: &Delivery, corked: &mut Corked<'_>) -> DeliveryOutcome {
+        let Some(session) = self.session(&delivery.client) else { return DeliveryOutcome::NotHere };
+        let mut state = session.lock();
+        let Some(version) = state.link.as_ref().map(|link| link.version) else {
+            return DeliveryOutcome::NotHere;
+        };
+        let message = &delivery.message;
+        let outcome = match delivery.position {
+            Some(position) => state.deliver_hint(&session.client, position, message, self),
+            None => {
+                let publish = for_device(version, message);
+                let encoded = EncodedPublish::new(version, &publish, message.qos, message.retain);
+                state.deliver_live(&encoded, message.expires_at_ms, self)
+            }
+        };
+        corked.add(&session, &mut state);
+        outcome
+    }
+}
+
+/// One open socket.
+pub(crate) struct Counted {
+    node: Arc<Node>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.node.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.node.all_gone.notify_waiters();
+        }
+    }
+}
+
+/// The node as the services of the same process reach it.
+#[derive(Clone)]
+pub(crate) struct LocalNodes(pub(crate) Arc<Node>);
+
+#[async_trait]
+impl Nodes for LocalNodes {
+    async fn deliver(&self, node: &NodeId, deliveries: Vec<Delivery>) -> Vec<DeliveryOutcome> {
+        if *node != self.0.id {
+            return vec![DeliveryOutcome::NotHere; deliveries.len()];
+        }
+        let mut corked = Corked::new(&self.0);
+        deliveries.iter().map(|delivery| self.0.deliver_one(delivery, &mut corked)).collect()
+    }
+
+    async fn disconnect(&self, node: &NodeId, client: &ClientId) -> Result<bool, StoreError> {
+        if *node != self.0.id {
+            return Ok(false);
+        }
+        let Some(session) = self.0.session(client) else { return Ok(false) };
+        let mut state = session.lock();
+        let Some(link) = &mut state.link else { return Ok(false) };
+        link.close(CloseReason::Kicked);
+        Ok(true)
+    }
+
+    async fn sessions(
+        &self,
+        node: &NodeId,
+        clients: &[ClientId],
+    ) -> Result<Vec<Option<SessionView>>, StoreError> {
+        if *node != self.0.id {
+            return Ok(vec![None; clients.len()]);
+        }
+        let view = |client| {
+            let session = self.0.session(client)?;
+            let state = session.lock();
+            let link = state.link.as_ref()?;
+            Some(SessionView {
+                epoch: link.epoch,
+                address: link.wire.stream().peer_addr().map_or_else(|_| String::new(), |a| a.to_string()),
+                version: link.version,
+                transport: link.transport.label(),
+                keep_alive_s: link.keep_alive_s,
+                persistent: state.is_persistent(),
+                subscriptions: state.subscriptions.len(),
+                in_flight: state.in_flight.len(),
+            })
+        };
+        Ok(clients.iter().map(view).collect())
+    }
+
+    async fn publish(&self, id: MessageId, publish: Publish) -> Result<Published, StoreError> {
+        let routed = {
+            let mut corked = Corked::new(&self.0);
+            crate::publish::route(&self.0, &publish, None, Some(id), &mut corked)
+        };
+        if let Some(durable) = routed.durable {
+            durable.await?;
+        }
+        Ok(Published { matched: routed.matched })
+    }
+}

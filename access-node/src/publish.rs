@@ -1,0 +1,356 @@
+//! Where a PUBLISH goes: the one door for devices, wills and topic pushes.
+//!
+//! What needs no store is written to the subscribers' sockets here and now. What must be durable
+//! is handed to the stores, in order, and comes back as one future: the acknowledgement waits
+//! for it.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use moorline_mqtt::{EncodedPublish, Publish, PublishProperties, QoS, TopicName, Version};
+use moorline_router::{
+    Append, Appended, ClientId, Delivery, Message, MessageId, Nodes as _, Origin, StoreError,
+    UpstreamMessage, unix_ms,
+};
+use smallvec::SmallVec;
+
+use crate::node::{LocalNodes, Node};
+use crate::outbound::Corked;
+use crate::session::Session;
+use crate::subscriptions::Subscriber;
+
+/// Resolves when a message is as durable as its QoS promises.
+pub(crate) type Durable = BoxFuture<'static, Result<(), StoreError>>;
+
+/// What became of a publish.
+pub(crate) struct Routed {
+    /// Sessions it went to.
+    pub(crate) matched: u64,
+    /// What the acknowledgement has to wait for.
+    pub(crate) durable: Option<Durable>,
+}
+
+/// Sends `publish` everywhere it belongs. `from` is the publishing device, for No Local and for
+/// upstream; `id` is made where none is given and one is needed.
+pub(crate) fn route(
+    node: &Arc<Node>,
+    publish: &Publish,
+    from: Option<&ClientId>,
+    id: Option<MessageId>,
+    corked: &mut Corked<'_>,
+) -> Routed {
+    let mut routing = Routing { node, publish, id, durable: SmallVec::new() };
+    if let Some(owner) = device_of(publish.topic.as_str(), &node.config.device_topics) {
+        let matched = routing.push_to_device(owner, corked);
+        return routing.into_routed(matched);
+    }
+    if let Some(client) = from {
+        routing.send_upstream(client);
+    }
+    if publish.retain {
+        routing.retain();
+    }
+    let matched = routing.to_subscribers(from, corked);
+    routing.into_routed(matched)
+}
+
+/// The client id in a topic `d/{client_id}/…`.
+fn device_of<'t>(topic: &'t str, prefix: &str) -> Option<&'t str> {
+    let rest = topic.strip_prefix(prefix)?.strip_prefix('/')?;
+    let owner = rest.split('/').next()?;
+    (!owner.is_empty()).then_some(owner)
+}
+
+struct Routing<'a> {
+    node: &'a Arc<Node>,
+    publish: &'a Publish,
+    id: Option<MessageId>,
+    durable: SmallVec<[Durable; 2]>,
+}
+
+/// One session and the subscriptions of it that match.
+struct Match {
+    subscriber: Subscriber<Session>,
+    subscription_ids: SmallVec<[u32; 1]>,
+}
+
+impl Routing<'_> {
+    fn into_routed(self, matched: u64) -> Routed {
+        let mut parts = self.durable;
+        let durable = match parts.len() {
+            0 => None,
+            1 => parts.pop(),
+            // Each has its place in the stores' order already; waiting one by one costs nothing.
+            _ => Some(Box::pin(async move {
+                for part in parts {
+                    part.await?;
+                }
+                Ok(())
+            }) as Durable),
+        };
+        Routed { matched, durable }
+    }
+
+    fn id(&mut self) -> MessageId {
+        self.id.get_or_insert_with(|| id_of(self.publish)).clone()
+    }
+
+    /// The message as stores keep it: nothing of it may belong to one connection.
+    fn message(&mut self, origin: Origin, qos: QoS, retain: bool) -> Message {
+        let publish = self.publish;
+        let now_ms = unix_ms();
+        Message {
+            id: self.id(),
+            origin,
+            topic: publish.topic.clone(),
+            qos,
+            retain,
+            properties: lasting_properties(publish.properties.as_deref()),
+            payload: publish.payload.clone(),
+            accepted_at_ms: now_ms,
+            expires_at_ms: expires_at_ms(publish, now_ms),
+            collapse_key: None,
+        }
+    }
+
+    fn send_upstream(&mut self, client: &ClientId) {
+        let queues = self.node.upstream.queues_for(&self.publish.topic);
+        if queues.is_empty() {
+            return;
+        }
+        let message = UpstreamMessage {
+            id: self.id(),
+            client: client.clone(),
+            topic: self.publish.topic.clone(),
+            qos: self.publish.qos,
+            properties: lasting_properties(self.publish.properties.as_deref()),
+            payload: self.publish.payload.clone(),
+            received_at_ms: unix_ms(),
+        };
+        let stored = self.node.stores.upstream.publish(vec![(message, queues)]);
+        self.wait_for(stored);
+    }
+
+    /// QoS 0 is never waited for: the write has its place in the order all the same.
+    fn wait_for(&mut self, durable: Durable) {
+        if self.publish.qos > QoS::AtMostOnce {
+            self.durable.push(durable);
+        }
+    }
+
+    /// A permitted publish to a device's own topics is a push to that device.
+    fn push_to_device(&mut self, owner: &str, corked: &mut Corked<'_>) -> u64 {
+        let Ok(client) = ClientId::parse(owner) else { return 0 };
+        let qos = self.publish.qos;
+        let message = self.message(Origin::Push, qos, false);
+        if qos == QoS::AtMostOnce {
+            let Some(session) = self.node.session(&client) else { return 0 };
+            let mut state = session.lock();
+            let Some(version) = state.link.as_ref().map(|link| link.version) else { return 0 };
+            let publish = crate::outbound::for_device(version, &message);
+            let encoded = EncodedPublish::new(version, &publish, qos, false);
+            state.deliver_live(&encoded, None, self.node);
+            corked.add(&session, &mut state);
+            return 1;
+        }
+        let append = Append { client: client.clone(), message: message.clone(), fingerprint: None };
+        let appended = self.node.stores.inboxes.append(vec![append]);
+        let nodes = LocalNodes(Arc::clone(self.node));
+        self.durable.push(Box::pin(async move {
+            let outcome = appended.await?.pop();
+            if let Some(Appended::Stored { position, route }) = outcome {
+                if let Some(route) = route {
+                    let delivery = Delivery { client, position: Some(position), message };
+                    nodes.deliver(&route.node, vec![delivery]).await;
+                }
+                return Ok(());
+            }
+            Err(StoreError::Full("the inbox of the device is full".to_owned()))
+        }));
+        1
+    }
+
+    fn retain(&mut self) {
+        let publish = self.publish;
+        if publish.payload.is_empty() {
+            self.node.retained.remove(&publish.topic);
+            let removed = self.node.stores.retained.set(&publish.topic, None);
+            self.wait_for(removed);
+            return;
+        }
+        let mut message = self.message(Origin::Session, publish.qos, true);
+        // It stays: it must not hold on to the buffer that it was read from.
+        message.topic = message.topic.copied();
+        message.payload = bytes::Bytes::copy_from_slice(&message.payload);
+        let limits = &self.node.config;
+        let kept = self.node.retained.put(
+            Arc::new(message.clone()),
+            limits.retained_messages_max,
+            limits.retained_bytes_max,
+        );
+        if kept.is_err() {
+            let full = StoreError::Full("too many retained messages".to_owned());
+            self.wait_for(Box::pin(std::future::ready(Err(full))));
+            return;
+        }
+        let stored = self.node.stores.retained.set(&publish.topic, Some(message));
+        self.wait_for(stored);
+    }
+
+    fn to_subscribers(&mut self, from: Option<&ClientId>, corked: &mut Corked<'_>) -> u64 {
+        let matches = find_matches(self.node, &self.publish.topic, from);
+        let mut fan_out = FanOut::new(self.publish);
+        let mut appends = Vec::new();
+        let mut waiting = Vec::new();
+        let now_ms = unix_ms();
+        let expires_at_ms = expires_at_ms(self.publish, now_ms);
+        for found in &matches {
+            let session = &found.subscriber.session;
+            let options = found.subscriber.options;
+            let qos = self.publish.qos.min(options.qos);
+            let retain = self.publish.retain && options.retain_as_published;
+            let mut state = session.lock();
+            if qos > QoS::AtMostOnce && state.is_persistent() {
+                drop(state);
+                let mut message = self.message(Origin::Session, qos, retain);
+                if !found.subscription_ids.is_empty() {
+                    let properties = message.properties.get_or_insert_default();
+                    properties.subscription_ids = found.subscription_ids.to_vec();
+                }
+                appends.push(Append { client: session.client.clone(), message, fingerprint: None });
+                waiting.push(Arc::clone(session));
+                continue;
+            }
+            let Some(version) = state.link.as_ref().map(|link| link.version) else { continue };
+            let encoded = fan_out.encoded(version, qos, retain, &found.subscription_ids);
+            state.deliver_live(&encoded, expires_at_ms, self.node);
+            corked.add(session, &mut state);
+        }
+        if !appends.is_empty() {
+            self.append_all(appends, waiting);
+        }
+        matches.len() as u64
+    }
+
+    /// Makes a message safe for persistent sessions, then tells those that are connected.
+    fn append_all(&mut self, appends: Vec<Append>, sessions: Vec<Arc<Session>>) {
+        let messages: Vec<Message> = appends.iter().map(|append| append.message.clone()).collect();
+        let appended = self.node.stores.inboxes.append(appends);
+        let node = Arc::clone(self.node);
+        self.durable.push(Box::pin(async move {
+            let outcomes = appended.await?;
+            let mut corked = Corked::new(&node);
+            for ((outcome, session), message) in outcomes.iter().zip(&sessions).zip(&messages) {
+                match outcome {
+                    Appended::Stored { position, .. } => {
+                        let mut state = session.lock();
+                        state.deliver_hint(&session.client, *position, message, &node);
+                        corked.add(session, &mut state);
+                    }
+                    // The subscriber's declared overflow policy; not the publisher's concern.
+                    Appended::Full => node.metrics.dropped_queue_full.increment(1),
+                    Appended::Repeated { .. } => {}
+                }
+            }
+            Ok(())
+        }));
+    }
+}
+
+/// Each session that matches once, with the highest QoS of its subscriptions and the identifiers
+/// of all of them (MQTT 5.0 section 3.3.4).
+fn find_matches(node: &Node, topic: &TopicName, from: Option<&ClientId>) -> SmallVec<[Match; 4]> {
+    let mut matches: SmallVec<[Match; 4]> = SmallVec::new();
+    node.subscriptions.for_each_match(topic.as_str(), |subscriber| {
+        if subscriber.options.no_local && from == Some(&subscriber.session.client) {
+            return;
+        }
+        let id = subscriber.subscription_id;
+        matches.push(Match {
+            subscriber: subscriber.duplicate(),
+            subscription_ids: if id > 0 { SmallVec::from_elem(id, 1) } else { SmallVec::new() },
+        });
+    });
+    if matches.len() > 1 {
+        matches.sort_by_key(|found| Arc::as_ptr(&found.subscriber.session).addr());
+        matches.dedup_by(|next, kept| {
+            let same = Arc::ptr_eq(&next.subscriber.session, &kept.subscriber.session);
+            if same {
+                let options = &mut kept.subscriber.options;
+                options.qos = options.qos.max(next.subscriber.options.qos);
+                options.retain_as_published |= next.subscriber.options.retain_as_published;
+                kept.subscription_ids.extend_from_slice(&next.subscription_ids);
+            }
+            same
+        });
+    }
+    matches
+}
+
+/// The PUBLISH encoded once a kind of receiver, not once a receiver.
+pub(crate) struct FanOut<'a> {
+    publish: &'a Publish,
+    encoded: SmallVec<[(Version, QoS, bool, EncodedPublish); 2]>,
+}
+
+impl<'a> FanOut<'a> {
+    pub(crate) fn new(publish: &'a Publish) -> Self {
+        Self { publish, encoded: SmallVec::new() }
+    }
+
+    pub(crate) fn encoded(
+        &mut self,
+        version: Version,
+        qos: QoS,
+        retain: bool,
+        subscription_ids: &[u32],
+    ) -> EncodedPublish {
+        if version == Version::V5 && !subscription_ids.is_empty() {
+            let publish = self.publish;
+            return EncodedPublish::with_subscription_ids(version, publish, qos, retain, subscription_ids);
+        }
+        let kind = (version, qos, retain);
+        if let Some((.., held)) = self.encoded.iter().find(|(v, q, r, _)| (*v, *q, *r) == kind) {
+            return held.clone();
+        }
+        let encoded = EncodedPublish::new(version, self.publish, qos, retain);
+        self.encoded.push((version, qos, retain, encoded.clone()));
+        encoded
+    }
+}
+
+/// The id that a device supplied, or a new one.
+pub(crate) fn id_of(publish: &Publish) -> MessageId {
+    let supplied = publish.properties.iter().flat_map(|held| &held.user_properties);
+    supplied
+        .filter(|(name, _)| name == "message-id")
+        .find_map(|(_, value)| MessageId::parse(value).ok())
+        .unwrap_or_else(MessageId::generate)
+}
+
+fn expires_at_ms(publish: &Publish, now_ms: u64) -> Option<u64> {
+    let seconds = publish.properties.as_ref()?.message_expiry_interval_s?;
+    Some(now_ms + u64::from(seconds) * 1000)
+}
+
+fn lasting_properties(properties: Option<&PublishProperties>) -> Option<Box<PublishProperties>> {
+    let mut kept = properties?.clone();
+    kept.message_expiry_interval_s = None;
+    kept.topic_alias = None;
+    kept.subscription_ids.clear();
+    (kept != PublishProperties::default()).then(|| Box::new(kept))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_topics_name_their_device() {
+        assert_eq!(device_of("d/car-7/push", "d"), Some("car-7"));
+        assert_eq!(device_of("d/car-7", "d"), Some("car-7"));
+        assert_eq!(device_of("d//x", "d"), None);
+        assert_eq!(device_of("dd/car-7/x", "d"), None);
+        assert_eq!(device_of("d", "d"), None);
+    }
+}

@@ -1,0 +1,140 @@
+//! The reading half of a connection: bytes from the socket to packets.
+//!
+//! The bytes of one read are decoded where they lie, in a buffer that the thread lends to whoever
+//! reads. Only a packet that is torn at the end of a read is copied and kept, so an idle
+//! connection holds no buffer, and one with a torn packet holds what has come of it, never what
+//! its header announces.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use moorline_mqtt::{DecodeError, Decoder, Packet};
+use tokio::net::tcp::OwnedReadHalf;
+use tokio_util::io::poll_read_buf;
+
+use crate::ws::{Answer, Deframer, WsError};
+
+const READ_BYTES_MIN: usize = 4 * 1024;
+const LENT_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    static LENT: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(LENT_BYTES));
+}
+
+/// Why reading ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("the connection ended")]
+    Ended,
+    #[error(transparent)]
+    Network(#[from] io::Error),
+    #[error(transparent)]
+    WebSocket(#[from] WsError),
+}
+
+/// The reading half.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    half: OwnedReadHalf,
+    /// Present on a WebSocket connection.
+    deframer: Option<Box<Deframer>>,
+    pub(crate) decoder: Decoder,
+    /// The beginning of a packet.
+    torn: BytesMut,
+    /// Bytes of that packet as far as known; no use to decode before they are there.
+    torn_needs: usize,
+}
+
+/// What one read brought.
+pub(crate) struct Received {
+    /// MQTT, maybe not whole packets.
+    pub(crate) data: Bytes,
+    /// What a WebSocket peer is to be answered.
+    pub(crate) answer: Option<Answer>,
+    /// Bytes read from the socket.
+    pub(crate) read_bytes: usize,
+}
+
+impl Reader {
+    pub(crate) fn new(half: OwnedReadHalf, decoder: Decoder) -> Self {
+        Self { half, deframer: None, decoder, torn: BytesMut::new(), torn_needs: 0 }
+    }
+
+    /// The bytes from now on are WebSocket frames.
+    pub(crate) fn speak_websocket(&mut self) {
+        self.deframer = Some(Box::default());
+    }
+
+    pub(crate) fn poll_raw(&mut self, context: &mut Context<'_>) -> Poll<Result<Bytes, ReadError>> {
+        LENT.with_borrow_mut(|lent| {
+            if lent.capacity() - lent.len() < READ_BYTES_MIN {
+                lent.reserve(LENT_BYTES);
+            }
+            match ready!(poll_read_buf(Pin::new(&mut self.half), context, lent)) {
+                Ok(0) => Poll::Ready(Err(ReadError::Ended)),
+                Ok(_) => Poll::Ready(Ok(lent.split().freeze())),
+                Err(error) => Poll::Ready(Err(error.into())),
+            }
+        })
+    }
+
+    /// Reads once and returns what can be decoded, which may be nothing yet.
+    pub(crate) fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Received, ReadError>> {
+        let chunk = ready!(self.poll_raw(context))?;
+        Poll::Ready(self.accept(chunk))
+    }
+
+    /// As if `chunk` had just been read.
+    pub(crate) fn accept(&mut self, chunk: Bytes) -> Result<Received, ReadError> {
+        let read_bytes = chunk.len();
+        let mut answer = None;
+        let data = match &mut self.deframer {
+            Some(deframer) => {
+                answer = Some(deframer.feed(&chunk, &mut self.torn)?);
+                self.take_torn()
+            }
+            None if self.torn.is_empty() => chunk,
+            None => {
+                self.torn.extend_from_slice(&chunk);
+                self.take_torn()
+            }
+        };
+        Ok(Received { data, answer, read_bytes })
+    }
+
+    /// As [`Reader::accept`] for bytes that came out of the frames already.
+    pub(crate) fn accept_decoded(&mut self, data: Bytes) -> Received {
+        Received { data, answer: None, read_bytes: 0 }
+    }
+
+    fn take_torn(&mut self) -> Bytes {
+        if self.torn.len() < self.torn_needs {
+            return Bytes::new();
+        }
+        std::mem::take(&mut self.torn).freeze()
+    }
+
+    /// The next packet of `data`; `None` keeps the rest for the next read.
+    pub(crate) fn next_packet(&mut self, data: &mut Bytes) -> Result<Option<Packet>, DecodeError> {
+        if data.is_empty() {
+            return Ok(None);
+        }
+        let packet = self.decoder.decode(data)?;
+        if packet.is_none() {
+            self.torn_needs = self.decoder.needed(data).unwrap_or(0);
+            self.torn = match std::mem::take(data).try_into_mut() {
+                // A packet that spans many reads stays where it is gathered.
+                Ok(whole) if whole.len() > READ_BYTES_MIN => whole,
+                Ok(part) => BytesMut::from(&part[..]),
+                Err(shared) => BytesMut::from(&shared[..]),
+            };
+        }
+        Ok(packet)
+    }
+}

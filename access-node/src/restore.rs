@@ -1,0 +1,71 @@
+//! What a node finds when it starts: sessions, retained messages, wills.
+
+use std::sync::Arc;
+
+use moorline_mqtt::TopicFilter;
+use moorline_router::{SessionRecord, StoreError, StoredSubscription, unix_ms};
+
+use crate::ending;
+use crate::node::Node;
+use crate::session::{HeldSubscription, Session};
+use crate::subscriptions::Subscriber;
+
+/// Loads everything before the first device is let in.
+pub(crate) async fn run(node: &Arc<Node>) -> Result<(), StoreError> {
+    let sessions = node.stores.sessions.load_all().await?;
+    for record in &sessions {
+        restore_session(node, record);
+    }
+    let retained = node.stores.retained.load_all().await?;
+    let limits = &node.config;
+    for message in retained {
+        let topic = message.topic.clone();
+        let (messages_max, bytes_max) = (limits.retained_messages_max, limits.retained_bytes_max);
+        if node.retained.put(Arc::new(message), messages_max, bytes_max).is_err() {
+            tracing::warn!(topic = topic.as_str(), "retained message left out, the limit is lower than before");
+        }
+    }
+    // Whoever still has a will stored was connected when the last process died.
+    for (client, stored) in node.stores.sessions.load_wills().await? {
+        let goes_on = node.session(&client).is_some();
+        let will = Box::new(stored.will);
+        ending::delay_or_publish(node, &client, stored.epoch, will, goes_on).await;
+    }
+    if !sessions.is_empty() {
+        tracing::info!(sessions = sessions.len(), "sessions restored");
+    }
+    Ok(())
+}
+
+fn restore_session(node: &Node, record: &SessionRecord) {
+    let session = Arc::new(Session::new(record.client.clone(), record.expiry_interval_s));
+    // A session that was connected when the process died is counted from now on.
+    let disconnected_at_ms = record.disconnected_at_ms.unwrap_or_else(unix_ms);
+    {
+        let mut state = session.lock();
+        state.stored = true;
+        state.disconnected_at_ms = disconnected_at_ms;
+    }
+    for stored in &record.subscriptions {
+        restore_subscription(node, &session, stored);
+    }
+    node.sessions.insert(record.client.clone(), session);
+    node.metrics.sessions.increment(1.0);
+    ending::set_expiry(node, &record.client, disconnected_at_ms, record.expiry_interval_s);
+}
+
+fn restore_subscription(node: &Node, session: &Arc<Session>, stored: &StoredSubscription) {
+    let filter = match TopicFilter::parse(stored.filter.as_str().into()) {
+        Ok(filter) => filter,
+        Err(error) => {
+            tracing::warn!(client = %session.client, filter = stored.filter, %error, "stored subscription left out");
+            return;
+        }
+    };
+    let key: Arc<str> = stored.filter.as_str().into();
+    let subscription_id = stored.subscription_id.unwrap_or(0);
+    let options = stored.options;
+    let subscriber = Subscriber { session: Arc::clone(session), options, subscription_id };
+    node.subscriptions.add(&key, &filter, subscriber);
+    session.lock().subscriptions.push(HeldSubscription { filter: key, options, subscription_id });
+}

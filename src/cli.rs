@@ -1,0 +1,75 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// An MQTT gateway that delivers what backends push, and keeps it until it can.
+#[derive(Debug, Parser)]
+#[command(version, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) options: Options,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Settings that win over the file and the environment.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Options {
+    /// TOML file with the configuration
+    #[arg(long, global = true, value_name = "FILE", env = "MOORLINE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where everything durable lives [default: ./moorline-data]
+    #[arg(long, global = true, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// MQTT over TCP [default: 127.0.0.1:1883; port 0 takes any free one]
+    #[arg(long, global = true, value_name = "ADDR", env = "MOORLINE_MQTT_LISTEN")]
+    pub(crate) mqtt_listen: Option<SocketAddr>,
+    /// MQTT over WebSocket [default: 127.0.0.1:8083]
+    #[arg(long, global = true, value_name = "ADDR", env = "MOORLINE_WS_LISTEN")]
+    pub(crate) ws_listen: Option<SocketAddr>,
+    /// HTTP API [default: 127.0.0.1:8080]
+    #[arg(long, global = true, value_name = "ADDR", env = "MOORLINE_HTTP_LISTEN")]
+    pub(crate) http_listen: Option<SocketAddr>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the gateway: every role in one process (the default)
+    Serve,
+    /// Be a device on the terminal: print what arrives, send lines upstream
+    Device(DeviceOptions),
+    /// Check or print the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say whether file, environment and flags make a valid configuration
+    Check,
+    /// Print every key with its default
+    Default,
+}
+
+/// How the terminal device behaves.
+#[derive(Debug, Args)]
+pub(crate) struct DeviceOptions {
+    /// The client id to connect as
+    pub(crate) client_id: String,
+    /// MQTT address of the gateway
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:1883")]
+    pub(crate) mqtt: String,
+    /// Where lines from standard input are published [default: up/CLIENT_ID]
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) topic: Option<String>,
+    /// A topic filter to subscribe to; may be repeated. Pushes need none
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) subscribe: Vec<String>,
+}

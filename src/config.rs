@@ -1,0 +1,306 @@
+//! The configuration: defaults < TOML file < environment < flags.
+//!
+//! Each role owns its section. This module only finds the values and says, in the words of the
+//! file, what is wrong with them.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::cli::Options;
+
+/// Every key of the gateway.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Where everything durable lives.
+    pub(crate) data_dir: PathBuf,
+    pub(crate) listen: Listen,
+    pub(crate) log: Log,
+    pub(crate) mqtt: moorline_access_node::Config,
+    pub(crate) http: moorline_push_service::Config,
+    pub(crate) store: moorline_router::embedded::Config,
+    pub(crate) upstream: moorline_upstream_worker::Config,
+}
+
+/// The `[listen]` section.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Listen {
+    /// MQTT over TCP.
+    pub(crate) mqtt: SocketAddr,
+    /// MQTT over WebSocket.
+    pub(crate) ws: SocketAddr,
+    /// The HTTP API.
+    pub(crate) http: SocketAddr,
+}
+
+/// The `[log]` section.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or per part: `info,moorline_router=debug`.
+    pub(crate) level: String,
+    pub(crate) format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "moorline-data".into(),
+            listen: Listen::default(),
+            log: Log::default(),
+            mqtt: moorline_access_node::Config::default(),
+            http: moorline_push_service::Config::default(),
+            store: moorline_router::embedded::Config::default(),
+            upstream: moorline_upstream_worker::Config::default(),
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let on = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self { mqtt: on(1883), ws: on(8083), http: on(8080) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// Variables that are no configuration key.
+const OTHER_VARIABLES: [&str; 6] = [
+    "MOORLINE_API_KEY",
+    "MOORLINE_CONFIG",
+    "MOORLINE_DATA_DIR",
+    "MOORLINE_MQTT_LISTEN",
+    "MOORLINE_WS_LISTEN",
+    "MOORLINE_HTTP_LISTEN",
+];
+/// Variables of the project's own tests.
+const TEST_PREFIXES: [&str; 2] = ["MOORLINE_BIN", "MOORLINE_TEST_"];
+
+/// Puts the configuration together; the error is one line for the operator.
+pub(crate) fn load(options: &Options) -> Result<Config, String> {
+    let mut table = match &options.config {
+        Some(path) => read_file(path)?,
+        None => Table::new(),
+    };
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    overlay_environment(&mut table, variables)?;
+    let mut config: Config = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+        format!("configuration: {}", one_line(error.message()))
+    })?;
+    if let Some(dir) = &options.data_dir {
+        config.data_dir.clone_from(dir);
+    }
+    config.listen.mqtt = options.mqtt_listen.unwrap_or(config.listen.mqtt);
+    config.listen.ws = options.ws_listen.unwrap_or(config.listen.ws);
+    config.listen.http = options.http_listen.unwrap_or(config.listen.http);
+    validate(&config)?;
+    Ok(config)
+}
+
+fn read_file(path: &Path) -> Result<Table, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read configuration {}: {error}", path.display()))?;
+    let at = |error: &toml::de::Error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        format!("{}:{line}: {}", path.display(), one_line(error.message()))
+    };
+    let table: Table = text.parse().map_err(|error: toml::de::Error| at(&error))?;
+    refuse_unknown(&table, &known(), "")
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    // The file on its own first: its errors can name a line.
+    toml::from_str::<Config>(&text).map_err(|error| at(&error))?;
+    Ok(table)
+}
+
+fn one_line(text: &str) -> String {
+    text.trim().replace('\n', " ")
+}
+
+/// Every key there is, with its default.
+fn known() -> Table {
+    Table::try_from(Config::default()).expect("the defaults can be written as TOML")
+}
+
+/// The defaults as a file to start from.
+pub(crate) fn default_toml() -> String {
+    toml::to_string(&Config::default()).expect("the defaults can be written as TOML")
+}
+
+fn refuse_unknown(table: &Table, known: &Table, prefix: &str) -> Result<(), String> {
+    for (key, value) in table {
+        match (known.get(key), value) {
+            (Some(Value::Table(known)), Value::Table(inner)) => {
+                refuse_unknown(inner, known, &format!("{prefix}{key}."))?;
+            }
+            (Some(_), _) => {}
+            (None, _) => {
+                let nearest = nearest(key, known.keys().map(String::as_str));
+                return Err(format!("unknown key `{prefix}{key}`{}", hint(prefix, nearest)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn nearest<'k>(key: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    known
+        .map(|name| (strsim::jaro_winkler(key, name), name))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+fn hint(prefix: &str, nearest: Option<&str>) -> String {
+    match nearest {
+        Some(name) => format!(", did you mean `{prefix}{name}`?"),
+        None => "; `moorline config default` lists every key".to_owned(),
+    }
+}
+
+/// `MOORLINE_SECTION__KEY=value` sets `key` of `[section]`.
+fn overlay_environment(
+    table: &mut Table,
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<(), String> {
+    let known = known();
+    let mut names = Vec::new();
+    for (key, value) in &known {
+        match value {
+            Value::Table(section) => {
+                names.extend(section.keys().map(|inner| (Some(key.as_str()), inner.as_str())));
+            }
+            _ => names.push((None, key.as_str())),
+        }
+    }
+    let variable = |(section, key): &(Option<&str>, &str)| match section {
+        Some(section) => format!("MOORLINE_{}__{}", section.to_uppercase(), key.to_uppercase()),
+        None => format!("MOORLINE_{}", key.to_uppercase()),
+    };
+    for (name, text) in variables {
+        let foreign = !name.starts_with("MOORLINE_")
+            || OTHER_VARIABLES.contains(&name.as_str())
+            || TEST_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        if foreign {
+            continue;
+        }
+        let Some((section, key)) = names.iter().find(|path| variable(path) == name) else {
+            let all: Vec<String> = names.iter().map(variable).collect();
+            let near = nearest(&name, all.iter().map(String::as_str));
+            return Err(format!("unknown environment variable `{name}`{}", hint("", near)));
+        };
+        let (target, default) = match section {
+            Some(section) => {
+                let entry = table.entry(*section).or_insert_with(|| Value::Table(Table::new()));
+                let inner = entry.as_table_mut().ok_or_else(|| format!("`{section}` is a section"))?;
+                (inner, known[*section].get(*key))
+            }
+            None => (&mut *table, known.get(*key)),
+        };
+        let value = value_of(&text, default).map_err(|error| format!("{name}: {error}"))?;
+        target.insert((*key).to_owned(), value);
+    }
+    Ok(())
+}
+
+/// The text of a variable as the type that its key has.
+fn value_of(text: &str, default: Option<&Value>) -> Result<Value, String> {
+    match default {
+        Some(Value::Integer(_)) => {
+            text.parse().map(Value::Integer).map_err(|_| format!("{text:?} is not a whole number"))
+        }
+        Some(Value::Boolean(_)) => {
+            text.parse().map(Value::Boolean).map_err(|_| format!("{text:?} is not true or false"))
+        }
+        Some(Value::Array(_)) => Err("lists can only be set in the file".to_owned()),
+        _ => Ok(Value::String(text.to_owned())),
+    }
+}
+
+fn validate(config: &Config) -> Result<(), String> {
+    config.mqtt.validate()?;
+    config.http.validate()?;
+    config.store.validate()?;
+    config.upstream.validate()?;
+    config
+        .log
+        .level
+        .parse::<tracing_subscriber::filter::Targets>()
+        .map_err(|_| format!("log.level is {:?}, must be like \"info\" or \"info,moorline_router=debug\"", config.log.level))?;
+    for (key, address) in [("listen.mqtt", config.listen.mqtt), ("listen.ws", config.listen.ws)] {
+        if !address.ip().is_loopback() && !config.mqtt.allow_anonymous_beyond_loopback {
+            return Err(format!(
+                "{key} is {address}, which is not loopback, and devices are not authenticated: \
+                 set mqtt.allow_anonymous_beyond_loopback = true if anyone who reaches this address may connect"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn overlaid(name: &str, value: &str) -> Result<Table, String> {
+        let mut table = Table::new();
+        overlay_environment(&mut table, [(name.to_owned(), value.to_owned())].into_iter())?;
+        Ok(table)
+    }
+
+    #[test]
+    fn the_environment_sets_keys_of_their_type() {
+        let table = overlaid("MOORLINE_MQTT__RECEIVE_MAXIMUM", "7").unwrap();
+        assert_eq!(table["mqtt"]["receive_maximum"], Value::Integer(7));
+        let table = overlaid("MOORLINE_LISTEN__HTTP", "127.0.0.1:1").unwrap();
+        assert_eq!(table["listen"]["http"], Value::String("127.0.0.1:1".into()));
+        assert_eq!(overlaid("PATH", "x").unwrap(), Table::new());
+    }
+
+    #[test]
+    fn mistakes_are_named_with_what_would_be_right() {
+        let error = overlaid("MOORLINE_MQTT__RECIEVE_MAXIMUM", "7").unwrap_err();
+        assert!(error.contains("MOORLINE_MQTT__RECEIVE_MAXIMUM"), "{error}");
+        let error = overlaid("MOORLINE_MQTT__RECEIVE_MAXIMUM", "many").unwrap_err();
+        assert_eq!(error, "MOORLINE_MQTT__RECEIVE_MAXIMUM: \"many\" is not a whole number");
+        let table: Table = "[mqtt]\nack_timeuot = 3".parse().unwrap();
+        let error = refuse_unknown(&table, &known(), "").unwrap_err();
+        assert_eq!(error, "unknown key `mqtt.ack_timeuot`, did you mean `mqtt.ack_timeout`?");
+    }
+
+    #[test]
+    fn the_printed_defaults_are_the_defaults() {
+        let read: Config = toml::from_str(&default_toml()).unwrap();
+        assert_eq!(Table::try_from(read).unwrap(), known());
+    }
+
+    #[test]
+    fn beyond_loopback_needs_authentication_or_plain_words() {
+        let mut config = Config::default();
+        config.listen.ws = "0.0.0.0:8083".parse().unwrap();
+        let error = validate(&config).unwrap_err();
+        assert!(error.starts_with("listen.ws is 0.0.0.0:8083"), "{error}");
+        config.mqtt.allow_anonymous_beyond_loopback = true;
+        assert_eq!(validate(&config), Ok(()));
+    }
+}

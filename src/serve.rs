@@ -1,0 +1,168 @@
+//! All roles in one process: bind, open the store, start the roles, wait for a signal, drain.
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use moorline_access_node::AccessNode;
+use moorline_push_service::{ApiKeyRecord, PushService};
+use moorline_router::NodeId;
+use moorline_router::embedded::EmbeddedStore;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::Failure;
+use crate::config::{Config, LogFormat};
+use crate::welcome::{self, Addresses, ApiKey};
+
+/// How long a part has to finish what it is doing.
+const PART_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs the gateway until SIGTERM or SIGINT.
+pub(crate) fn run(config: Config) -> Result<(), Failure> {
+    start_logging(&config);
+    raise_open_files();
+    // Before anything is written: a port that is taken must leave nothing half started.
+    let listeners = Listeners {
+        mqtt: bind("listen.mqtt", config.listen.mqtt)?,
+        ws: bind("listen.ws", config.listen.ws)?,
+        http: bind("listen.http", config.listen.http)?,
+    };
+    let metrics = moorline_push_service::install_metrics().context("cannot install metrics")?;
+    let mut store_config = config.store.clone();
+    store_config.data_dir.clone_from(&config.data_dir);
+    let store = EmbeddedStore::open(store_config).map_err(|error| Failure::Usage(error.to_string()))?;
+    let key = welcome::api_key(&config.data_dir).map_err(|error| Failure::Usage(format!("{error:#}")))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("moorline")
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(config, listeners, store, &key, metrics))?;
+    Ok(())
+}
+
+struct Listeners {
+    mqtt: StdListener,
+    ws: StdListener,
+    http: StdListener,
+}
+
+fn bind(key: &str, address: SocketAddr) -> Result<StdListener, Failure> {
+    let bound = (|| {
+        let listener = StdListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    })();
+    bound.map_err(|error: std::io::Error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "; another process has it: choose a free one (port 0 takes any)",
+            _ => "",
+        };
+        Failure::Usage(format!("cannot listen on {address} ({key}): {error}{advice}"))
+    })
+}
+
+async fn serve(
+    config: Config,
+    listeners: Listeners,
+    store: Arc<EmbeddedStore>,
+    key: &ApiKey,
+    metrics: moorline_push_service::MetricsHandle,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let [mqtt, ws, http] = [listeners.mqtt, listeners.ws, listeners.http].map(TcpListener::from_std);
+    let (mqtt, ws, http) = (mqtt?, ws?, http?);
+    let addresses =
+        Addresses { mqtt: mqtt.local_addr()?, ws: ws.local_addr()?, http: http.local_addr()? };
+    let stores = store.stores();
+    let mut node = AccessNode::start(
+        NodeId::for_this_run("moorline"),
+        config.mqtt,
+        stores.clone(),
+        config.upstream.routes(),
+    )
+    .await
+    .context("cannot restore what the data directory holds")?;
+
+    let draining = Arc::new(AtomicBool::new(false));
+    let (stop_sender, stop) = watch::channel(());
+    let stopped = |mut stop: watch::Receiver<()>| async move {
+        // An error says that the sender is gone, which is the signal.
+        let _ = stop.changed().await;
+    };
+    let service = PushService {
+        config: config.http,
+        stores: stores.clone(),
+        nodes: node.nodes(),
+        upstream_log: Some(Arc::clone(&store)),
+        keys: vec![ApiKeyRecord::with_every_scope("default", &key.key)],
+        metrics,
+        draining: Arc::clone(&draining),
+    };
+    let http = tokio::spawn(moorline_push_service::serve(http, service, stopped(stop.clone())));
+    let worker = tokio::spawn(moorline_upstream_worker::run(
+        Arc::clone(&stores.upstream),
+        config.upstream,
+        stopped(stop),
+    ));
+    node.listen_tcp(mqtt);
+    node.listen_websocket(ws);
+    say(&welcome::text(&addresses, &config.data_dir, key));
+
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM, stopping"),
+        _ = interrupt.recv() => tracing::info!("interrupted, stopping"),
+    }
+    draining.store(true, Ordering::Release);
+    drop(stop_sender);
+    // Pushes first, so that nothing is accepted that nobody could deliver any more.
+    match tokio::time::timeout(PART_TIMEOUT, http).await {
+        Ok(result) => result.context("HTTP service")?.context("HTTP service")?,
+        Err(_) => tracing::warn!("HTTP requests still open after {PART_TIMEOUT:?}"),
+    }
+    node.stop().await;
+    match tokio::time::timeout(PART_TIMEOUT, worker).await {
+        Ok(result) => result.context("upstream worker")?,
+        Err(_) => tracing::warn!("backend calls still open after {PART_TIMEOUT:?}"),
+    }
+    store.close().await.context("cannot close the store")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the lines that scripts and people wait for")]
+fn say(text: &str) {
+    print!("{text}");
+    // Whoever started the gateway may have closed its output; that is no reason to stop.
+    let _ = std::io::stdout().flush();
+}
+
+fn start_logging(config: &Config) {
+    use tracing_subscriber::Layer as _;
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let level: tracing_subscriber::filter::Targets =
+        config.log.level.parse().expect("checked with the configuration");
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match config.log.format {
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(level)).init();
+}
+
+/// Every device is an open file: the soft limit is often a thousand where the hard one allows more.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
