@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use moorline_mqtt::{PublishProperties, QoS, TopicName};
+use moorline_mqtt::{ByteString, PublishProperties, QoS, TopicFilter, TopicName};
 
 use crate::{ClientId, MessageId, Position, StoreError};
 
@@ -137,4 +137,74 @@ pub trait UpstreamBus: Send + Sync {
 
     /// Puts a dead letter at the end of its queue again; says whether there was one.
     async fn retry_dead_letter(&self, id: &MessageId) -> Result<bool, StoreError>;
+}
+
+/// Which queues take what is published to a topic: the upstream rules without what their workers do.
+#[derive(Debug, Clone)]
+pub struct UpstreamRoutes {
+    upstream: TopicFilter,
+    rules: Vec<(TopicFilter, QueueName)>,
+}
+
+impl UpstreamRoutes {
+    /// What goes upstream where no rule says otherwise.
+    pub const DEFAULT_FILTER: &'static str = "up/#";
+
+    /// Each rule takes what its filter matches; what only `upstream` matches goes to
+    /// [`QueueName::DEFAULT`], so that nothing is lost for want of a rule.
+    pub fn new(upstream: TopicFilter, rules: Vec<(TopicFilter, QueueName)>) -> Self {
+        Self { upstream, rules }
+    }
+
+    /// The queues of a message to `topic`, in the order of the rules; none where it is not upstream.
+    pub fn queues_for(&self, topic: &TopicName) -> Vec<QueueName> {
+        let topic = topic.as_str();
+        let matching = self.rules.iter().filter(|(filter, _)| filter.matches(topic));
+        let mut queues: Vec<_> = matching.map(|(_, queue)| queue.clone()).collect();
+        if queues.is_empty() && self.upstream.matches(topic) {
+            queues.push(QueueName::new(QueueName::DEFAULT));
+        }
+        queues
+    }
+}
+
+impl Default for UpstreamRoutes {
+    fn default() -> Self {
+        let filter = TopicFilter::parse(ByteString::from_static(Self::DEFAULT_FILTER));
+        Self::new(filter.expect("the filter is a valid constant"), Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queues(routes: &UpstreamRoutes, topic: &'static str) -> Vec<String> {
+        let topic = TopicName::parse(topic.into()).unwrap();
+        routes.queues_for(&topic).iter().map(QueueName::to_string).collect()
+    }
+
+    #[test]
+    fn without_rules_everything_upstream_waits_in_the_default_queue() {
+        let routes = UpstreamRoutes::default();
+        assert_eq!(queues(&routes, "up/a/b"), ["default"]);
+        assert_eq!(queues(&routes, "up"), ["default"]);
+        assert!(queues(&routes, "upper").is_empty());
+        assert!(queues(&routes, "a/up/b").is_empty());
+    }
+
+    #[test]
+    fn a_message_goes_to_every_rule_that_matches_and_else_to_the_default_queue() {
+        let rule = |filter: &'static str, name| {
+            (TopicFilter::parse(filter.into()).unwrap(), QueueName::new(name))
+        };
+        let upstream = TopicFilter::parse("up/#".into()).unwrap();
+        let rules = vec![rule("up/orders/#", "orders"), rule("up/+/new", "new"), rule("t/#", "t")];
+        let routes = UpstreamRoutes::new(upstream, rules);
+        assert_eq!(queues(&routes, "up/orders/new"), ["orders", "new"]);
+        assert_eq!(queues(&routes, "up/orders/7"), ["orders"]);
+        assert_eq!(queues(&routes, "up/else"), ["default"]);
+        assert_eq!(queues(&routes, "t/1"), ["t"]);
+        assert!(queues(&routes, "other").is_empty());
+    }
 }
