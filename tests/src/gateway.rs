@@ -1,0 +1,443 @@
+//! The gateway as a process: started as a user starts it, on free ports, killed and started again.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::Api;
+use crate::waiting::SOON;
+
+/// The key that the tests' gateways know.
+pub const API_KEY: &str = "key-of-the-black-box-tests";
+
+/// How a gateway is started.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The text of a configuration file.
+    pub config: Option<String>,
+    /// Arguments after the listeners and the data directory.
+    pub args: Vec<String>,
+    /// Environment besides the API key.
+    pub env: Vec<(String, String)>,
+    /// Where the data goes; a temporary directory otherwise.
+    pub data_dir: Option<PathBuf>,
+    /// Adds neither listeners nor a data directory to the command line.
+    pub bare: bool,
+    /// Parts of ERROR lines that the test provokes.
+    pub expected_errors: Vec<String>,
+}
+
+impl Options {
+    /// With a configuration file.
+    pub fn config(text: &str) -> Self {
+        Self { config: Some(text.to_owned()), ..Self::default() }
+    }
+
+    /// Allows ERROR lines that contain `part`.
+    #[must_use]
+    pub fn expecting_error(mut self, part: &str) -> Self {
+        self.expected_errors.push(part.to_owned());
+        self
+    }
+
+    /// With this data directory.
+    #[must_use]
+    pub fn data_dir(mut self, path: &Path) -> Self {
+        self.data_dir = Some(path.to_owned());
+        self
+    }
+
+    /// With one more argument.
+    #[must_use]
+    pub fn arg(mut self, argument: &str) -> Self {
+        self.args.push(argument.to_owned());
+        self
+    }
+
+    /// With one more environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// A process that came to its end.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: String,
+    /// What it logged.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Asserts the exit code and that standard error has exactly one line, which is returned.
+    ///
+    /// # Panics
+    /// When it is otherwise.
+    #[track_caller]
+    pub fn one_line(&self, code: i32) -> &str {
+        assert_eq!(self.status.code(), Some(code), "{self:?}");
+        let lines: Vec<&str> = self.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+        assert_eq!(lines.len(), 1, "one clear line was expected: {self:?}");
+        assert!(!self.stdout.contains("ready"), "{self:?}");
+        lines[0]
+    }
+}
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+/// A running gateway. Dropping it kills it, and fails the test when it logged an unexpected ERROR.
+#[derive(Debug)]
+pub struct Gateway {
+    child: Option<Child>,
+    options: Options,
+    log: Log,
+    work: TempDir,
+    /// Where MQTT listens.
+    pub mqtt: SocketAddr,
+    /// Where MQTT over WebSocket listens.
+    pub ws: SocketAddr,
+    /// Where the HTTP API listens.
+    pub http: SocketAddr,
+}
+
+/// The binary under test.
+///
+/// # Panics
+/// When there is none.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("MOORLINE_BIN") {
+        let path = PathBuf::from(path);
+        assert!(path.is_file(), "MOORLINE_BIN={} is not a file", path.display());
+        return path.canonicalize().expect("an existing file has an absolute path");
+    }
+    let mut target = std::env::current_exe().expect("a running program has a path");
+    while target.pop() {
+        for profile in ["release", "debug"] {
+            let candidate = target.join(profile).join("moorline");
+            if candidate.is_file() {
+                return candidate;
+            }
+        }
+    }
+    panic!("no moorline binary: run `cargo build --release` first or set MOORLINE_BIN");
+}
+
+impl Gateway {
+    /// Starts a gateway with no configuration but free ports.
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts a gateway and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub async fn start_with(options: Options) -> Self {
+        let work = tempfile::Builder::new()
+            .prefix("moorline-test-")
+            .tempdir()
+            .expect("a temporary directory can be made");
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let log = Log::default();
+        let mut gateway =
+            Self { child: None, options, log, work, mqtt: nowhere, ws: nowhere, http: nowhere };
+        gateway.launch();
+        gateway
+    }
+
+    /// Runs the binary with `options` until it ends by itself.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn run_to_end(options: &Options) -> Ended {
+        let work = tempfile::tempdir().expect("a temporary directory can be made");
+        let child = command(options, work.path()).spawn().expect("the binary can be started");
+        wait_with_output(child, SOON)
+    }
+
+    /// The configuration, the data and what else belongs to this gateway lie here.
+    pub fn work_dir(&self) -> &Path {
+        self.work.path()
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        data_dir(&self.options, self.work.path())
+    }
+
+    fn launch(&mut self) {
+        let mut child =
+            command(&self.options, self.work.path()).spawn().expect("the binary can be started");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let lines = follow(stdout, Arc::clone(&self.log), "out");
+        drop(follow(stderr, Arc::clone(&self.log), "log"));
+        self.child = Some(child);
+        let deadline = Instant::now() + SOON;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = match lines.recv_timeout(left) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => panic!("the gateway was not ready in {SOON:?}"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("the gateway ended before it was ready")
+                }
+            };
+            if line == "ready" {
+                break;
+            }
+            if let Some((kind, address)) =
+                line.strip_prefix("listening ").and_then(|rest| rest.split_once(' '))
+            {
+                let address = address.parse().expect("a listener has an address");
+                match kind {
+                    "mqtt" => self.mqtt = address,
+                    "ws" => self.ws = address,
+                    "http" => self.http = address,
+                    other => panic!("unknown listener {other}"),
+                }
+            }
+        }
+        for (what, address) in [("mqtt", self.mqtt), ("ws", self.ws), ("http", self.http)] {
+            assert_ne!(address.port(), 0, "no `listening {what}` line before `ready`");
+        }
+    }
+
+    /// The HTTP API with the key of the tests.
+    pub fn api(&self) -> Api {
+        Api::new(self.http, Some(API_KEY))
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.child.as_mut().expect("the gateway runs")
+    }
+
+    /// The process id.
+    ///
+    /// # Panics
+    /// When it was stopped.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the gateway runs").id()
+    }
+
+    /// Ends the process as a power cut would, as far as it can see.
+    ///
+    /// # Panics
+    /// When it had ended by itself.
+    pub fn kill9(&mut self) {
+        let status = self.child().try_wait().expect("a child can be asked");
+        assert!(status.is_none(), "the gateway had ended by itself: {status:?}");
+        self.child().kill().expect("a running child can be killed");
+        self.child().wait().expect("a killed child ends");
+        self.child = None;
+    }
+
+    /// Asks the process to stop; does not wait.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn send_sigterm(&self) {
+        let pid = Pid::from_raw(self.pid().cast_signed()).expect("a process id is not zero");
+        kill_process(pid, Signal::TERM).expect("a running child takes signals");
+    }
+
+    /// Waits for the end of the process.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + 2 * SOON;
+        loop {
+            if let Some(status) = self.child().try_wait().expect("a child can be asked") {
+                self.child = None;
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the gateway did not end within {:?}", 2 * SOON);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Stops the process with SIGTERM and asserts a clean end.
+    ///
+    /// # Panics
+    /// When it ends with another code than 0.
+    pub async fn sigterm(&mut self) {
+        self.send_sigterm();
+        let status = self.wait().await;
+        assert_eq!(status.code(), Some(0), "SIGTERM is a clean stop: {status}");
+    }
+
+    /// Starts again on the same data, on other free ports.
+    ///
+    /// # Panics
+    /// When it still runs.
+    pub async fn restart(&mut self) {
+        assert!(self.child.is_none(), "stop it first");
+        self.launch();
+    }
+
+    /// Starts again with other options on the same data.
+    ///
+    /// # Panics
+    /// When it still runs.
+    pub async fn restart_with(&mut self, mut options: Options) {
+        assert!(self.child.is_none(), "stop it first");
+        options.data_dir = Some(self.data_dir());
+        self.options = options;
+        self.launch();
+    }
+
+    /// Stops cleanly and checks the log; the proper end of a test.
+    pub async fn finish(mut self) {
+        self.sigterm().await;
+    }
+
+    /// Resident memory in bytes.
+    ///
+    /// # Panics
+    /// When the process does not run.
+    pub fn rss_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("a running process has a status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has an RSS");
+        let kilobytes: u64 = line
+            .split_whitespace()
+            .nth(1)
+            .and_then(|number| number.parse().ok())
+            .expect("VmRSS is a number of kB");
+        kilobytes * 1024
+    }
+
+    /// What was printed and logged since the first start.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn unexpected_errors(&self) -> Vec<String> {
+        self.log()
+            .into_iter()
+            .filter(|line| is_error(line))
+            .filter(|line| !self.options.expected_errors.iter().any(|part| line.contains(part)))
+            .collect()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let mut died = None;
+        if let Some(child) = &mut self.child {
+            died = child.try_wait().ok().flatten();
+            // Nothing more can be done about a child that cannot be killed.
+            _ = child.kill();
+            _ = child.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = log.len().saturating_sub(60);
+            eprintln!("--- the gateway's last lines ({} in all)", log.len());
+            for line in &log[tail..] {
+                eprintln!("    {line}");
+            }
+            return;
+        }
+        assert!(died.is_none(), "the gateway ended by itself: {died:?}");
+        let errors = self.unexpected_errors();
+        assert!(errors.is_empty(), "unexpected ERROR lines: {errors:#?}");
+    }
+}
+
+fn is_error(line: &str) -> bool {
+    line.contains("ERROR") || line.contains("panicked at")
+}
+
+fn data_dir(options: &Options, work: &Path) -> PathBuf {
+    options.data_dir.clone().unwrap_or_else(|| work.join("data"))
+}
+
+/// The command line of a gateway; every listener that `options` does not place gets a free port.
+fn command(options: &Options, work: &Path) -> Command {
+    let mut command = Command::new(binary());
+    command.current_dir(work);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MOORLINE_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("MOORLINE_API_KEY", API_KEY);
+    for flag in ["--mqtt-listen", "--ws-listen", "--http-listen"] {
+        let variable = format!("MOORLINE_{}", flag[2..].to_uppercase().replace('-', "_"));
+        let placed = options.args.iter().any(|argument| argument == flag)
+            || options.env.iter().any(|(name, _)| *name == variable);
+        if !placed && !options.bare {
+            command.args([flag, "127.0.0.1:0"]);
+        }
+    }
+    if !options.bare && !options.args.iter().any(|argument| argument == "--data-dir") {
+        command.arg("--data-dir").arg(data_dir(options, work));
+    }
+    if let Some(text) = &options.config {
+        let path = work.join("moorline.toml");
+        std::fs::write(&path, text).expect("the work directory is writable");
+        command.arg("--config").arg(path);
+    }
+    command.args(&options.args);
+    command.envs(options.env.iter().map(|(name, value)| (name, value)));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Copies lines into the log and, as long as somebody listens, to the caller.
+fn follow(source: impl Read + Send + 'static, log: Log, name: &'static str) -> Receiver<String> {
+    let (sender, receiver) = sync_channel(1000);
+    std::thread::spawn(move || {
+        for line in BufReader::new(source).lines() {
+            let Ok(line) = line else { return };
+            log.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{name}: {line}"));
+            // Nobody listens after `ready`.
+            _ = sender.try_send(line);
+        }
+    });
+    receiver
+}
+
+/// Waits until `child` has ended.
+///
+/// # Panics
+/// When it does not within `patience`.
+pub fn wait_with_output(mut child: Child, patience: Duration) -> Ended {
+    let out = child.stdout.take().expect("stdout is piped");
+    let err = child.stderr.take().expect("stderr is piped");
+    let read = |mut source: Box<dyn Read + Send>| {
+        let (sender, receiver) = sync_channel(1);
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            _ = source.read_to_end(&mut text);
+            _ = sender.send(String::from_utf8_lossy(&text).into_owned());
+        });
+        receiver
+    };
+    let (out, err) = (read(Box::new(out)), read(Box::new(err)));
+    let deadline = Instant::now() + patience;
+    let text = |receiver: &Receiver<String>| {
+        receiver.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    };
+    let (Ok(stdout), Ok(stderr)) = (text(&out), text(&err)) else {
+        // It may have ended this very moment.
+        _ = child.kill();
+        _ = child.wait();
+        panic!("the program did not end within {patience:?}");
+    };
+    Ended { status: child.wait().expect("a child can be waited for"), stdout, stderr }
+}

@@ -1,0 +1,5 @@
+//! The built gateway seen from outside. Every name is a sentence about it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stderr, reason = "a test speaks to the person who runs it")]
+
+mod malformed;
