@@ -5,17 +5,21 @@
 //! the reason code that the specification asks for.
 //!
 //! Read in this order: [`packet`] (the words), [`reason`] (how things end), [`topic`] (names and
-//! filters), [`decode`] and [`encode`] (bytes), [`fan_out`] (one PUBLISH for many receivers).
+//! filters), [`decode`] and [`encode`] (bytes), `properties` (those of 5.0), [`fan_out`] (one PUBLISH for many receivers).
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 pub mod decode;
 pub mod encode;
 pub mod fan_out;
 pub mod packet;
+mod properties;
 pub mod reason;
 pub mod topic;
 
 pub use bytestring::ByteString;
 pub use decode::{DecodeError, Decoder};
+pub use encode::EncodeError;
 pub use fan_out::EncodedPublish;
 pub use packet::*;
 pub use reason::ReasonCode;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::ReasonCode;
+use crate::decode::DecodeError;
 use crate::topic::{TopicFilter, TopicName};
 
 /// The protocol level that a CONNECT asks for.
@@ -30,6 +31,18 @@ pub enum QoS {
     AtLeastOnce = 1,
     /// QoS 2.
     ExactlyOnce = 2,
+}
+
+impl QoS {
+    /// From its two bits; 3 is none ([MQTT-3.3.1-4]).
+    pub(crate) fn from_bits(bits: u8) -> Result<Self, DecodeError> {
+        match bits {
+            0 => Ok(Self::AtMostOnce),
+            1 => Ok(Self::AtLeastOnce),
+            2 => Ok(Self::ExactlyOnce),
+            _ => Err(DecodeError::Malformed("QoS 3 does not exist")),
+        }
+    }
 }
 
 /// A packet identifier; zero is not one ([MQTT-2.2.1-3]).

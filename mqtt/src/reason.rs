@@ -56,4 +56,86 @@ impl ReasonCode {
     pub fn is_error(self) -> bool {
         self as u8 >= 0x80
     }
+
+    /// The code with the value `byte`.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        ALL.iter().copied().find(|code| *code as u8 == byte)
+    }
+
+    /// The return code of a 3.1.1 CONNACK (3.1.1 table 3.1) that says nearly the same.
+    pub fn connect_return_code(self) -> u8 {
+        match self {
+            code if !code.is_error() => 0,
+            Self::UnsupportedProtocolVersion => 1,
+            Self::ClientIdentifierNotValid => 2,
+            Self::BadUserNameOrPassword | Self::BadAuthenticationMethod => 4,
+            Self::NotAuthorized | Self::Banned => 5,
+            _ => 3,
+        }
+    }
+
+    /// The reason that a 3.1.1 return code stands for; `None` for the reserved ones.
+    pub fn from_connect_return_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => Self::Success,
+            1 => Self::UnsupportedProtocolVersion,
+            2 => Self::ClientIdentifierNotValid,
+            3 => Self::ServerUnavailable,
+            4 => Self::BadUserNameOrPassword,
+            5 => Self::NotAuthorized,
+            _ => return None,
+        })
+    }
+
+    /// What a 3.1.1 SUBACK says instead: any failure is 0x80.
+    pub fn suback_return_code(self) -> u8 {
+        if self.is_error() { 0x80 } else { self as u8 }
+    }
 }
+
+/// Every code, the frequent ones first.
+const ALL: [ReasonCode; 43] = [
+    ReasonCode::Success,
+    ReasonCode::GrantedQoS1,
+    ReasonCode::GrantedQoS2,
+    ReasonCode::NoMatchingSubscribers,
+    ReasonCode::DisconnectWithWill,
+    ReasonCode::NoSubscriptionExisted,
+    ReasonCode::ContinueAuthentication,
+    ReasonCode::ReAuthenticate,
+    ReasonCode::UnspecifiedError,
+    ReasonCode::MalformedPacket,
+    ReasonCode::ProtocolError,
+    ReasonCode::ImplementationSpecificError,
+    ReasonCode::UnsupportedProtocolVersion,
+    ReasonCode::ClientIdentifierNotValid,
+    ReasonCode::BadUserNameOrPassword,
+    ReasonCode::NotAuthorized,
+    ReasonCode::ServerUnavailable,
+    ReasonCode::ServerBusy,
+    ReasonCode::Banned,
+    ReasonCode::ServerShuttingDown,
+    ReasonCode::BadAuthenticationMethod,
+    ReasonCode::KeepAliveTimeout,
+    ReasonCode::SessionTakenOver,
+    ReasonCode::TopicFilterInvalid,
+    ReasonCode::TopicNameInvalid,
+    ReasonCode::PacketIdentifierInUse,
+    ReasonCode::PacketIdentifierNotFound,
+    ReasonCode::ReceiveMaximumExceeded,
+    ReasonCode::TopicAliasInvalid,
+    ReasonCode::PacketTooLarge,
+    ReasonCode::MessageRateTooHigh,
+    ReasonCode::QuotaExceeded,
+    ReasonCode::AdministrativeAction,
+    ReasonCode::PayloadFormatInvalid,
+    ReasonCode::RetainNotSupported,
+    ReasonCode::QoSNotSupported,
+    ReasonCode::UseAnotherServer,
+    ReasonCode::ServerMoved,
+    ReasonCode::SharedSubscriptionsNotSupported,
+    ReasonCode::ConnectionRateExceeded,
+    ReasonCode::MaximumConnectTime,
+    ReasonCode::SubscriptionIdentifiersNotSupported,
+    ReasonCode::WildcardSubscriptionsNotSupported,
+];
