@@ -73,13 +73,20 @@ impl Default for Config {
 impl Default for Listen {
     fn default() -> Self {
         let on = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        Self { mqtt: on(1883), ws: on(8083), http: on(8080) }
+        Self {
+            mqtt: on(1883),
+            ws: on(8083),
+            http: on(8080),
+        }
     }
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text }
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
     }
 }
 
@@ -104,9 +111,11 @@ pub(crate) fn load(options: &Options) -> Result<Config, String> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     overlay_environment(&mut table, variables)?;
-    let mut config: Config = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
-        format!("configuration: {}", one_line(error.message()))
-    })?;
+    let mut config: Config = Value::Table(table)
+        .try_into()
+        .map_err(|error: toml::de::Error| {
+            format!("configuration: {}", one_line(error.message()))
+        })?;
     if let Some(dir) = &options.data_dir {
         config.data_dir.clone_from(dir);
     }
@@ -121,12 +130,13 @@ fn read_file(path: &Path) -> Result<Table, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("cannot read configuration {}: {error}", path.display()))?;
     let at = |error: &toml::de::Error| {
-        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        let line = error
+            .span()
+            .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
         format!("{}:{line}: {}", path.display(), one_line(error.message()))
     };
     let table: Table = text.parse().map_err(|error: toml::de::Error| at(&error))?;
-    refuse_unknown(&table, &known(), "")
-        .map_err(|error| format!("{}: {error}", path.display()))?;
+    refuse_unknown(&table, &known(), "").map_err(|error| format!("{}: {error}", path.display()))?;
     // The file on its own first: its errors can name a line.
     toml::from_str::<Config>(&text).map_err(|error| at(&error))?;
     Ok(table)
@@ -155,7 +165,10 @@ fn refuse_unknown(table: &Table, known: &Table, prefix: &str) -> Result<(), Stri
             (Some(_), _) => {}
             (None, _) => {
                 let nearest = nearest(key, known.keys().map(String::as_str));
-                return Err(format!("unknown key `{prefix}{key}`{}", hint(prefix, nearest)));
+                return Err(format!(
+                    "unknown key `{prefix}{key}`{}",
+                    hint(prefix, nearest)
+                ));
             }
         }
     }
@@ -187,13 +200,21 @@ fn overlay_environment(
     for (key, value) in &known {
         match value {
             Value::Table(section) => {
-                names.extend(section.keys().map(|inner| (Some(key.as_str()), inner.as_str())));
+                names.extend(
+                    section
+                        .keys()
+                        .map(|inner| (Some(key.as_str()), inner.as_str())),
+                );
             }
             _ => names.push((None, key.as_str())),
         }
     }
     let variable = |(section, key): &(Option<&str>, &str)| match section {
-        Some(section) => format!("MOORLINE_{}__{}", section.to_uppercase(), key.to_uppercase()),
+        Some(section) => format!(
+            "MOORLINE_{}__{}",
+            section.to_uppercase(),
+            key.to_uppercase()
+        ),
         None => format!("MOORLINE_{}", key.to_uppercase()),
     };
     for (name, text) in variables {
@@ -206,12 +227,19 @@ fn overlay_environment(
         let Some((section, key)) = names.iter().find(|path| variable(path) == name) else {
             let all: Vec<String> = names.iter().map(variable).collect();
             let near = nearest(&name, all.iter().map(String::as_str));
-            return Err(format!("unknown environment variable `{name}`{}", hint("", near)));
+            return Err(format!(
+                "unknown environment variable `{name}`{}",
+                hint("", near)
+            ));
         };
         let (target, default) = match section {
             Some(section) => {
-                let entry = table.entry(*section).or_insert_with(|| Value::Table(Table::new()));
-                let inner = entry.as_table_mut().ok_or_else(|| format!("`{section}` is a section"))?;
+                let entry = table
+                    .entry(*section)
+                    .or_insert_with(|| Value::Table(Table::new()));
+                let inner = entry
+                    .as_table_mut()
+                    .ok_or_else(|| format!("`{section}` is a section"))?;
                 (inner, known[*section].get(*key))
             }
             None => (&mut *table, known.get(*key)),
@@ -225,12 +253,14 @@ fn overlay_environment(
 /// The text of a variable as the type that its key has.
 fn value_of(text: &str, default: Option<&Value>) -> Result<Value, String> {
     match default {
-        Some(Value::Integer(_)) => {
-            text.parse().map(Value::Integer).map_err(|_| format!("{text:?} is not a whole number"))
-        }
-        Some(Value::Boolean(_)) => {
-            text.parse().map(Value::Boolean).map_err(|_| format!("{text:?} is not true or false"))
-        }
+        Some(Value::Integer(_)) => text
+            .parse()
+            .map(Value::Integer)
+            .map_err(|_| format!("{text:?} is not a whole number")),
+        Some(Value::Boolean(_)) => text
+            .parse()
+            .map(Value::Boolean)
+            .map_err(|_| format!("{text:?} is not true or false")),
         Some(Value::Array(_)) => Err("lists can only be set in the file".to_owned()),
         _ => Ok(Value::String(text.to_owned())),
     }
@@ -245,8 +275,16 @@ fn validate(config: &Config) -> Result<(), String> {
         .log
         .level
         .parse::<tracing_subscriber::filter::Targets>()
-        .map_err(|_| format!("log.level is {:?}, must be like \"info\" or \"info,moorline_router=debug\"", config.log.level))?;
-    for (key, address) in [("listen.mqtt", config.listen.mqtt), ("listen.ws", config.listen.ws)] {
+        .map_err(|_| {
+            format!(
+                "log.level is {:?}, must be like \"info\" or \"info,moorline_router=debug\"",
+                config.log.level
+            )
+        })?;
+    for (key, address) in [
+        ("listen.mqtt", config.listen.mqtt),
+        ("listen.ws", config.listen.ws),
+    ] {
         if !address.ip().is_loopback() && !config.mqtt.allow_anonymous_beyond_loopback {
             return Err(format!(
                 "{key} is {address}, which is not loopback, and devices are not authenticated: \
@@ -264,7 +302,10 @@ mod tests {
 
     fn overlaid(name: &str, value: &str) -> Result<Table, String> {
         let mut table = Table::new();
-        overlay_environment(&mut table, [(name.to_owned(), value.to_owned())].into_iter())?;
+        overlay_environment(
+            &mut table,
+            [(name.to_owned(), value.to_owned())].into_iter(),
+        )?;
         Ok(table)
     }
 
@@ -282,10 +323,16 @@ mod tests {
         let error = overlaid("MOORLINE_MQTT__RECIEVE_MAXIMUM", "7").unwrap_err();
         assert!(error.contains("MOORLINE_MQTT__RECEIVE_MAXIMUM"), "{error}");
         let error = overlaid("MOORLINE_MQTT__RECEIVE_MAXIMUM", "many").unwrap_err();
-        assert_eq!(error, "MOORLINE_MQTT__RECEIVE_MAXIMUM: \"many\" is not a whole number");
+        assert_eq!(
+            error,
+            "MOORLINE_MQTT__RECEIVE_MAXIMUM: \"many\" is not a whole number"
+        );
         let table: Table = "[mqtt]\nack_timeuot = 3".parse().unwrap();
         let error = refuse_unknown(&table, &known(), "").unwrap_err();
-        assert_eq!(error, "unknown key `mqtt.ack_timeuot`, did you mean `mqtt.ack_timeout`?");
+        assert_eq!(
+            error,
+            "unknown key `mqtt.ack_timeuot`, did you mean `mqtt.ack_timeout`?"
+        );
     }
 
     #[test]

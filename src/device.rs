@@ -30,15 +30,29 @@ const LINES_MAX: usize = 64;
 /// Runs until the end of standard input on a terminal, SIGINT or an error that trying again would
 /// only repeat.
 pub(crate) fn run(options: &DeviceOptions) -> anyhow::Result<()> {
-    let topic = options.topic.clone().unwrap_or_else(|| format!("up/{}", options.client_id));
+    let topic = options
+        .topic
+        .clone()
+        .unwrap_or_else(|| format!("up/{}", options.client_id));
     let topic = TopicName::parse(topic.into()).context("--topic")?;
     let filters = options
         .subscribe
         .iter()
-        .map(|text| TopicFilter::parse(text.as_str().into()).with_context(|| format!("--subscribe {text}")))
+        .map(|text| {
+            TopicFilter::parse(text.as_str().into()).with_context(|| format!("--subscribe {text}"))
+        })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let mut device = Device { options, topic, filters, next_id: 0, unacknowledged: None };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let mut device = Device {
+        options,
+        topic,
+        filters,
+        next_id: 0,
+        unacknowledged: None,
+    };
     let result = runtime.block_on(async {
         let lines = read_lines();
         tokio::select! {
@@ -66,7 +80,10 @@ fn read_lines() -> mpsc::Receiver<String> {
     lines
 }
 
-#[expect(clippy::print_stdout, reason = "the terminal is what the device is for")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the terminal is what the device is for"
+)]
 fn show(text: &str) {
     println!("{text}");
     let _ = std::io::stdout().flush();
@@ -111,7 +128,11 @@ impl Device<'_> {
         }
     }
 
-    async fn connect_once(&mut self, lines: &mut mpsc::Receiver<String>, reached: &mut bool) -> Ended {
+    async fn connect_once(
+        &mut self,
+        lines: &mut mpsc::Receiver<String>,
+        reached: &mut bool,
+    ) -> Ended {
         match self.serve(lines, reached).await {
             Ok(()) => Ended::Lost(anyhow::anyhow!("closed by the server")),
             Err(ended) => ended,
@@ -185,7 +206,10 @@ impl Device<'_> {
         match packet {
             Packet::ConnAck(ack) if ack.reason == ReasonCode::Success => {
                 *reached = true;
-                show(&format!("connected to {} as {}", self.options.mqtt, self.options.client_id));
+                show(&format!(
+                    "connected to {} as {}",
+                    self.options.mqtt, self.options.client_id
+                ));
                 self.subscribe(out);
                 if let Some((_, line)) = self.unacknowledged.take() {
                     self.send_line(line, true, out);
@@ -195,16 +219,30 @@ impl Device<'_> {
                 return Err(Ended::Final(anyhow::anyhow!("refused: {:?}", ack.reason)));
             }
             Packet::Publish(publish) => {
-                show(&format!("{} {}", publish.topic.as_str(), printable(&publish.payload)));
+                show(&format!(
+                    "{} {}",
+                    publish.topic.as_str(),
+                    printable(&publish.payload)
+                ));
                 match (publish.qos, publish.packet_id) {
-                    (QoS::AtLeastOnce, Some(id)) => encode::puback(Version::V5, id, ReasonCode::Success, out),
-                    (QoS::ExactlyOnce, Some(id)) => encode::pubrec(Version::V5, id, ReasonCode::Success, out),
+                    (QoS::AtLeastOnce, Some(id)) => {
+                        encode::puback(Version::V5, id, ReasonCode::Success, out)
+                    }
+                    (QoS::ExactlyOnce, Some(id)) => {
+                        encode::pubrec(Version::V5, id, ReasonCode::Success, out)
+                    }
                     _ => {}
                 }
             }
-            Packet::PubRel(rel) => encode::pubcomp(Version::V5, rel.packet_id, ReasonCode::Success, out),
+            Packet::PubRel(rel) => {
+                encode::pubcomp(Version::V5, rel.packet_id, ReasonCode::Success, out)
+            }
             Packet::PubAck(ack) => {
-                if self.unacknowledged.as_ref().is_some_and(|(id, _)| *id == ack.packet_id) {
+                if self
+                    .unacknowledged
+                    .as_ref()
+                    .is_some_and(|(id, _)| *id == ack.packet_id)
+                {
                     self.unacknowledged = None;
                     if ack.reason.is_error() {
                         show(&format!("the server refused the line: {:?}", ack.reason));
@@ -214,14 +252,19 @@ impl Device<'_> {
             Packet::SubAck(ack) => {
                 for (filter, reason) in self.filters.iter().zip(&ack.reasons) {
                     if reason.is_error() {
-                        show(&format!("subscription to {} refused: {reason:?}", filter.as_str()));
+                        show(&format!(
+                            "subscription to {} refused: {reason:?}",
+                            filter.as_str()
+                        ));
                     }
                 }
             }
             Packet::Disconnect(Disconnect { reason, .. }) => {
                 let error = anyhow::anyhow!("the server disconnected: {reason:?}");
                 return Err(match reason {
-                    ReasonCode::SessionTakenOver | ReasonCode::AdministrativeAction => Ended::Final(error),
+                    ReasonCode::SessionTakenOver | ReasonCode::AdministrativeAction => {
+                        Ended::Final(error)
+                    }
                     _ => Ended::Lost(error),
                 });
             }
@@ -255,7 +298,11 @@ impl Device<'_> {
         };
         let subscribe = Subscribe {
             packet_id: self.new_id(),
-            filters: self.filters.iter().map(|filter| (filter.clone(), options)).collect(),
+            filters: self
+                .filters
+                .iter()
+                .map(|filter| (filter.clone(), options))
+                .collect(),
             subscription_id: None,
             user_properties: Vec::new(),
         };
@@ -284,13 +331,21 @@ impl Device<'_> {
 }
 
 fn write(packet: &Packet, out: &mut BytesMut) {
-    packet.encode(Version::V5, out).expect("what a terminal sends is short");
+    packet
+        .encode(Version::V5, out)
+        .expect("what a terminal sends is short");
 }
 
 /// Text as it is, anything else so that the terminal survives it.
 fn printable(payload: &Bytes) -> String {
     match ByteString::try_from(payload.clone()) {
-        Ok(text) if !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') => text.to_string(),
+        Ok(text)
+            if !text
+                .chars()
+                .any(|c| c.is_control() && c != '\n' && c != '\t') =>
+        {
+            text.to_string()
+        }
         _ => format!("({} bytes) {}", payload.len(), payload.escape_ascii()),
     }
 }

@@ -42,7 +42,10 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the one line that says why the program ended")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the one line that says why the program ended"
+)]
 fn say_why(why: &str) {
     eprintln!("moorline: {why}");
 }
@@ -56,12 +59,16 @@ fn run() -> Result<(), Failure> {
             serve::run(config)
         }
         Command::Device(device) => device::run(&device).map_err(Failure::from),
-        Command::Config { command: ConfigCommand::Check } => {
+        Command::Config {
+            command: ConfigCommand::Check,
+        } => {
             config::load(&cli.options).map_err(Failure::Usage)?;
             println!("configuration is valid");
             Ok(())
         }
-        Command::Config { command: ConfigCommand::Default } => {
+        Command::Config {
+            command: ConfigCommand::Default,
+        } => {
             print!("{}", config::default_toml());
             Ok(())
         }

@@ -35,8 +35,10 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
     let metrics = moorline_push_service::install_metrics().context("cannot install metrics")?;
     let mut store_config = config.store.clone();
     store_config.data_dir.clone_from(&config.data_dir);
-    let store = EmbeddedStore::open(store_config).map_err(|error| Failure::Usage(error.to_string()))?;
-    let key = welcome::api_key(&config.data_dir).map_err(|error| Failure::Usage(format!("{error:#}")))?;
+    let store =
+        EmbeddedStore::open(store_config).map_err(|error| Failure::Usage(error.to_string()))?;
+    let key =
+        welcome::api_key(&config.data_dir).map_err(|error| Failure::Usage(format!("{error:#}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("moorline")
@@ -60,10 +62,14 @@ fn bind(key: &str, address: SocketAddr) -> Result<StdListener, Failure> {
     })();
     bound.map_err(|error: std::io::Error| {
         let advice = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "; another process has it: choose a free one (port 0 takes any)",
+            std::io::ErrorKind::AddrInUse => {
+                "; another process has it: choose a free one (port 0 takes any)"
+            }
             _ => "",
         };
-        Failure::Usage(format!("cannot listen on {address} ({key}): {error}{advice}"))
+        Failure::Usage(format!(
+            "cannot listen on {address} ({key}): {error}{advice}"
+        ))
     })
 }
 
@@ -76,10 +82,14 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let [mqtt, ws, http] = [listeners.mqtt, listeners.ws, listeners.http].map(TcpListener::from_std);
+    let [mqtt, ws, http] =
+        [listeners.mqtt, listeners.ws, listeners.http].map(TcpListener::from_std);
     let (mqtt, ws, http) = (mqtt?, ws?, http?);
-    let addresses =
-        Addresses { mqtt: mqtt.local_addr()?, ws: ws.local_addr()?, http: http.local_addr()? };
+    let addresses = Addresses {
+        mqtt: mqtt.local_addr()?,
+        ws: ws.local_addr()?,
+        http: http.local_addr()?,
+    };
     let stores = store.stores();
     let mut node = AccessNode::start(
         NodeId::for_this_run("moorline"),
@@ -105,7 +115,11 @@ async fn serve(
         metrics,
         draining: Arc::clone(&draining),
     };
-    let http = tokio::spawn(moorline_push_service::serve(http, service, stopped(stop.clone())));
+    let http = tokio::spawn(moorline_push_service::serve(
+        http,
+        service,
+        stopped(stop.clone()),
+    ));
     let worker = tokio::spawn(moorline_upstream_worker::run(
         Arc::clone(&stores.upstream),
         config.upstream,
@@ -136,7 +150,10 @@ async fn serve(
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "the lines that scripts and people wait for")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the lines that scripts and people wait for"
+)]
 fn say(text: &str) {
     print!("{text}");
     // Whoever started the gateway may have closed its output; that is no reason to stop.
@@ -147,14 +164,21 @@ fn start_logging(config: &Config) {
     use tracing_subscriber::Layer as _;
     use tracing_subscriber::layer::SubscriberExt as _;
     use tracing_subscriber::util::SubscriberInitExt as _;
-    let level: tracing_subscriber::filter::Targets =
-        config.log.level.parse().expect("checked with the configuration");
+    let level: tracing_subscriber::filter::Targets = config
+        .log
+        .level
+        .parse()
+        .expect("checked with the configuration");
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match config.log.format {
-        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        LogFormat::Text => lines
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(level)).init();
+    tracing_subscriber::registry()
+        .with(lines.with_filter(level))
+        .init();
 }
 
 /// Every device is an open file: the soft limit is often a thousand where the hard one allows more.

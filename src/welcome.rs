@@ -33,14 +33,24 @@ pub(crate) fn api_key(data_dir: &Path) -> anyhow::Result<ApiKey> {
             key.len() >= 8 && key.bytes().all(|byte| byte.is_ascii_graphic()),
             "{KEY_VARIABLE} must have at least 8 visible ASCII characters and no spaces"
         );
-        return Ok(ApiKey { key, origin: Origin::Environment });
+        return Ok(ApiKey {
+            key,
+            origin: Origin::Environment,
+        });
     }
     let path = data_dir.join(KEY_FILE);
     match fs::read_to_string(&path) {
         Ok(text) => {
             let key = text.trim().to_owned();
-            anyhow::ensure!(!key.is_empty(), "{} is empty: delete it to have a new key made", path.display());
-            Ok(ApiKey { key, origin: Origin::File(path) })
+            anyhow::ensure!(
+                !key.is_empty(),
+                "{} is empty: delete it to have a new key made",
+                path.display()
+            );
+            Ok(ApiKey {
+                key,
+                origin: Origin::File(path),
+            })
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = make_key()?;
@@ -51,7 +61,10 @@ pub(crate) fn api_key(data_dir: &Path) -> anyhow::Result<ApiKey> {
                 .open(&path)
                 .with_context(|| format!("cannot write {}", path.display()))?;
             writeln!(file, "{key}").and_then(|()| file.sync_all())?;
-            Ok(ApiKey { key, origin: Origin::Made(path) })
+            Ok(ApiKey {
+                key,
+                origin: Origin::Made(path),
+            })
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
@@ -79,11 +92,16 @@ pub(crate) struct Addresses {
 /// The lines that scripts wait for, then those for a person.
 pub(crate) fn text(addresses: &Addresses, data_dir: &Path, key: &ApiKey) -> String {
     let Addresses { mqtt, ws, http } = addresses;
-    let mut text = format!("listening mqtt {mqtt}\nlistening ws {ws}\nlistening http {http}\nready\n");
+    let mut text =
+        format!("listening mqtt {mqtt}\nlistening ws {ws}\nlistening http {http}\nready\n");
     let in_file = match &key.origin {
         Origin::Environment => format!("the API key is that of {KEY_VARIABLE}"),
         Origin::File(path) => format!("the API key is in {}", path.display()),
-        Origin::Made(path) => format!("API key: {}  (made now, kept in {})", key.key, path.display()),
+        Origin::Made(path) => format!(
+            "API key: {}  (made now, kept in {})",
+            key.key,
+            path.display()
+        ),
     };
     let read_key = match &key.origin {
         Origin::Environment => format!("${KEY_VARIABLE}"),
@@ -105,5 +123,8 @@ pub(crate) fn text(addresses: &Addresses, data_dir: &Path, key: &ApiKey) -> Stri
 }
 
 fn absolute(path: &Path) -> String {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+    fs::canonicalize(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string()
 }

@@ -80,7 +80,10 @@ impl Config {
             ("in_flight_max", u64::from(self.in_flight_max)),
             ("unsent_bytes_max", self.unsent_bytes_max as u64),
             ("topic_levels_max", self.topic_levels_max as u64),
-            ("handshake_timeout", self.handshake_timeout.as_millis() as u64),
+            (
+                "handshake_timeout",
+                self.handshake_timeout.as_millis() as u64,
+            ),
             ("ack_timeout", self.ack_timeout.as_secs()),
             ("slow_ack_timeout", self.slow_ack_timeout.as_secs()),
         ];
@@ -88,7 +91,9 @@ impl Config {
             return Err(format!("mqtt.{key} must be greater than 0"));
         }
         if self.packet_bytes_max > 268_435_460 {
-            return Err("mqtt.packet_bytes_max must be at most 268435460, the protocol's limit".into());
+            return Err(
+                "mqtt.packet_bytes_max must be at most 268435460, the protocol's limit".into(),
+            );
         }
         let prefix = &self.device_topics;
         if prefix.is_empty() || prefix.contains(['/', '+', '#', '\0']) || prefix.starts_with('$') {

@@ -114,7 +114,10 @@ impl Connection {
         if self.wire.is_signalled(CLOSING) {
             return Poll::Ready(Event::Closing);
         }
-        if let Some(Pending { durable: Some(durable), .. }) = self.pending.front_mut()
+        if let Some(Pending {
+            durable: Some(durable),
+            ..
+        }) = self.pending.front_mut()
             && let Poll::Ready(result) = durable.as_mut().poll(context)
         {
             return Poll::Ready(Event::Committed(result));
@@ -145,7 +148,11 @@ impl Connection {
         self.wire.clear(BEHIND);
         let (limit, after, heard) = {
             let state = self.session.lock();
-            (state.page_size(&self.node), state.inbox.read_to, state.inbox.heard)
+            (
+                state.page_size(&self.node),
+                state.inbox.read_to,
+                state.inbox.heard,
+            )
         };
         if limit == 0 {
             return None;
@@ -174,7 +181,7 @@ impl Connection {
                 return Ok(());
             }
         };
-        let mut corked = Corked::new(&self.node);
+        let mut corked = Corked::new();
         let mut state = self.session.lock();
         if state.link_of(self.epoch).is_none() {
             return Err(CloseReason::TakenOver);
@@ -187,7 +194,9 @@ impl Connection {
 
     fn on_writable(&mut self) -> Result<(), CloseReason> {
         let mut state = self.session.lock();
-        let Some(link) = state.link_of(self.epoch) else { return Err(CloseReason::TakenOver) };
+        let Some(link) = state.link_of(self.epoch) else {
+            return Err(CloseReason::TakenOver);
+        };
         link.write_out();
         if link.unsent.is_empty() {
             state.drain_queue(&self.node);
@@ -201,9 +210,11 @@ impl Connection {
 
     fn on_received(&mut self, received: Received) -> Result<(), CloseReason> {
         self.wire.received(self.node.clock.now_s());
-        self.node.metrics.received_bytes.increment(received.read_bytes as u64);
-        let node = Arc::clone(&self.node);
-        let mut turn = Turn::new(&node);
+        self.node
+            .metrics
+            .received_bytes
+            .increment(received.read_bytes as u64);
+        let mut turn = Turn::new();
         let mut data = received.data;
         let mut result = Ok(());
         while result.is_ok() {

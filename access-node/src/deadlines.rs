@@ -26,7 +26,9 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        Self { started: Instant::now() }
+        Self {
+            started: Instant::now(),
+        }
     }
 
     pub(crate) fn now_s(&self) -> u32 {
@@ -46,15 +48,30 @@ pub(crate) struct Wheel {
 
 impl Wheel {
     pub(crate) fn new() -> Self {
-        Self { slots: (0..SLOTS).map(|_| Mutex::default()).collect() }
+        Self {
+            slots: (0..SLOTS).map(|_| Mutex::default()).collect(),
+        }
     }
 
     /// Watches a new connection.
-    pub(crate) fn watch(&self, session: &Arc<Session>, epoch: Epoch, now_s: u32, keep_alive_s: u16) {
+    pub(crate) fn watch(
+        &self,
+        session: &Arc<Session>,
+        epoch: Epoch,
+        now_s: u32,
+        keep_alive_s: u16,
+    ) {
         // Spread by the epoch, so that a storm of connects is not a storm of looks.
         let spread = 1 + u32::try_from(epoch.0 % u64::from(LOOK_EVERY_S)).expect("below 30");
-        let after = keep_alive_deadline(keep_alive_s).map_or(spread, |deadline| deadline.min(spread));
-        self.put(Watched { session: Arc::downgrade(session), epoch }, now_s + after);
+        let after =
+            keep_alive_deadline(keep_alive_s).map_or(spread, |deadline| deadline.min(spread));
+        self.put(
+            Watched {
+                session: Arc::downgrade(session),
+                epoch,
+            },
+            now_s + after,
+        );
     }
 
     fn put(&self, watched: Watched, at_s: u32) {
@@ -67,9 +84,13 @@ impl Wheel {
         let due = std::mem::take(&mut *self.slots[(now_s % SLOTS) as usize].lock());
         let mut idle = Vec::new();
         for watched in due {
-            let Some(session) = watched.session.upgrade() else { continue };
+            let Some(session) = watched.session.upgrade() else {
+                continue;
+            };
             let mut state = session.lock();
-            let Some(next) = look(&mut state, watched.epoch, now_s, node) else { continue };
+            let Some(next) = look(&mut state, watched.epoch, now_s, node) else {
+                continue;
+            };
             let reads = !state.inbox.behind;
             drop(state);
             if reads {
@@ -138,9 +159,14 @@ async fn reconcile(node: &Node, idle: &[(Arc<Session>, Epoch)]) {
     if idle.is_empty() {
         return;
     }
-    let clients: Vec<ClientId> = idle.iter().map(|(session, _)| session.client.clone()).collect();
+    let clients: Vec<ClientId> = idle
+        .iter()
+        .map(|(session, _)| session.client.clone())
+        .collect();
     // An unreachable store is reported by itself; the next pass comes in 30 s.
-    let Ok(tails) = node.stores.inboxes.tails(&clients).await else { return };
+    let Ok(tails) = node.stores.inboxes.tails(&clients).await else {
+        return;
+    };
     for ((session, epoch), tail) in idle.iter().zip(tails) {
         let Some(tail) = tail else { continue };
         let mut state = session.lock();

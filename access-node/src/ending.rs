@@ -34,7 +34,11 @@ pub(crate) async fn finish(mut connection: Connection, reason: CloseReason) {
         let _owning = node.owning(&session.client).await;
         let link = {
             let mut state = session.lock();
-            if state.link_of(connection.epoch).is_some() { state.detach() } else { None }
+            if state.link_of(connection.epoch).is_some() {
+                state.detach()
+            } else {
+                None
+            }
         };
         // Without a link a newer connection has taken over, and has seen to the rest.
         if let Some(mut link) = link {
@@ -43,7 +47,10 @@ pub(crate) async fn finish(mut connection: Connection, reason: CloseReason) {
             detached(&node, &session, &mut link, reason).await;
         }
     }
-    if !matches!(reason, CloseReason::ClientLeft | CloseReason::ConnectionLost) {
+    if !matches!(
+        reason,
+        CloseReason::ClientLeft | CloseReason::ConnectionLost
+    ) {
         connection.linger(LINGER).await;
     }
 }
@@ -88,11 +95,17 @@ async fn detached(node: &Arc<Node>, session: &Arc<Session>, link: &mut Link, rea
 
 /// Leaves no session behind that a failed connect made, and one that it resumed as it was.
 pub(crate) async fn abandon(node: &Arc<Node>, client: &ClientId) {
-    let Some(session) = node.session(client) else { return };
+    let Some(session) = node.session(client) else {
+        return;
+    };
     let (stored, expiry_interval_s, now_ms) = {
         let mut state = session.lock();
         state.disconnected_at_ms = unix_ms();
-        (state.stored, state.expiry_interval_s, state.disconnected_at_ms)
+        (
+            state.stored,
+            state.expiry_interval_s,
+            state.disconnected_at_ms,
+        )
     };
     if stored {
         set_expiry(node, client, now_ms, expiry_interval_s);
@@ -111,7 +124,13 @@ pub(crate) fn set_expiry(
     if expiry_interval_s < u32::MAX {
         let at_ms = disconnected_at_ms + u64::from(expiry_interval_s) * 1000;
         let client = client.clone();
-        node.timers.set(at_ms, Timer::SessionExpiry { client, disconnected_at_ms });
+        node.timers.set(
+            at_ms,
+            Timer::SessionExpiry {
+                client,
+                disconnected_at_ms,
+            },
+        );
     }
 }
 
@@ -144,7 +163,14 @@ pub(crate) async fn delay_or_publish(
 ) {
     if will.delay_interval_s > 0 && session_goes_on {
         let at_ms = unix_ms() + u64::from(will.delay_interval_s) * 1000;
-        node.timers.set(at_ms, Timer::Will { client: client.clone(), epoch, will });
+        node.timers.set(
+            at_ms,
+            Timer::Will {
+                client: client.clone(),
+                epoch,
+                will,
+            },
+        );
     } else {
         publish_will(node, client, epoch, &will).await;
     }
@@ -184,8 +210,14 @@ pub(crate) async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epo
         payload: will.payload.clone(),
     };
     let routed = {
-        let mut corked = Corked::new(node);
-        route(node, &publish, Some(client), Some(MessageId::generate()), &mut corked)
+        let mut corked = Corked::new();
+        route(
+            node,
+            &publish,
+            Some(client),
+            Some(MessageId::generate()),
+            &mut corked,
+        )
     };
     if let Some(durable) = routed.durable
         && let Err(error) = durable.await
@@ -201,7 +233,10 @@ pub(crate) async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epo
 }
 
 /// Ends a session for good: its subscriptions, and what the stores have of it.
-pub(crate) async fn end_session(node: &Arc<Node>, session: &Arc<Session>) -> Result<(), StoreError> {
+pub(crate) async fn end_session(
+    node: &Arc<Node>,
+    session: &Arc<Session>,
+) -> Result<(), StoreError> {
     let (filters, stored) = {
         let mut state = session.lock();
         if state.ended {
@@ -212,8 +247,9 @@ pub(crate) async fn end_session(node: &Arc<Node>, session: &Arc<Session>) -> Res
     for held in &filters {
         node.subscriptions.remove(&held.filter, session);
     }
-    let removed =
-        node.sessions.remove_if(&session.client, |_, current| Arc::ptr_eq(current, session));
+    let removed = node
+        .sessions
+        .remove_if(&session.client, |_, current| Arc::ptr_eq(current, session));
     if removed.is_some() {
         node.metrics.sessions.decrement(1.0);
     }
@@ -228,7 +264,9 @@ pub(crate) async fn end_session(node: &Arc<Node>, session: &Arc<Session>) -> Res
 /// Carries out a session's expiry if nothing has connected since.
 pub(crate) async fn expire_session(node: &Arc<Node>, client: &ClientId, disconnected_at_ms: u64) {
     let _owning = node.owning(client).await;
-    let Some(session) = node.session(client) else { return };
+    let Some(session) = node.session(client) else {
+        return;
+    };
     let due = {
         let state = session.lock();
         state.link.is_none() && !state.ended && state.disconnected_at_ms == disconnected_at_ms

@@ -63,7 +63,12 @@ pub(crate) async fn accept(
         }
     };
     let version = connect.version;
-    let asked = Asked { connect, transport, wire: Arc::clone(&wire), reader };
+    let asked = Asked {
+        connect,
+        transport,
+        wire: Arc::clone(&wire),
+        reader,
+    };
     match begin(node, asked).await {
         Ok(connection) => Ok((connection, rest)),
         Err(error) => {
@@ -149,7 +154,11 @@ fn send_all(wire: &Wire, bytes: &[u8]) {
 
 fn refuse(wire: &Wire, transport: Transport, version: Version, reason: ReasonCode) {
     let properties = ConnAckProperties::default();
-    let packet = Packet::ConnAck(Box::new(ConnAck { session_present: false, reason, properties }));
+    let packet = Packet::ConnAck(Box::new(ConnAck {
+        session_present: false,
+        reason,
+        properties,
+    }));
     let mut encoded = BytesMut::new();
     if packet.encode(version, &mut encoded).is_err() {
         return;
@@ -170,7 +179,12 @@ fn refuse(wire: &Wire, transport: Transport, version: Version, reason: ReasonCod
 /// what sent them may not be a client of MQTT at all.
 fn refuse_undecodable(wire: &Wire, transport: Transport, error: &DecodeError) {
     if error.reason_code() == ReasonCode::UnsupportedProtocolVersion {
-        refuse(wire, transport, Version::V3_1_1, ReasonCode::UnsupportedProtocolVersion);
+        refuse(
+            wire,
+            transport,
+            Version::V3_1_1,
+            ReasonCode::UnsupportedProtocolVersion,
+        );
     }
 }
 
@@ -201,7 +215,9 @@ fn client_id(connect: &Connect) -> Result<(ClientId, bool), HandshakeError> {
     }
     if connect.version == Version::V3_1_1 && !connect.clean_start {
         // [MQTT-3.1.3-8]: nobody could come back to such a session.
-        return Err(HandshakeError::Refused(ReasonCode::ClientIdentifierNotValid));
+        return Err(HandshakeError::Refused(
+            ReasonCode::ClientIdentifierNotValid,
+        ));
     }
     let made = format!("auto-{}", moorline_router::MessageId::generate());
     let id = ClientId::parse(&made).expect("a short ASCII text");
@@ -220,7 +236,17 @@ async fn begin_owned(
     let (session, session_present) = take_session(node, client, connect, expiry_interval_s).await?;
     let received = load_received(node, &session, session_present).await?;
     save(node, &session, connect, epoch).await?;
-    attach(node, &session, &asked, Connack { epoch, session_present, assigned, expiry_interval_s });
+    attach(
+        node,
+        &session,
+        &asked,
+        Connack {
+            epoch,
+            session_present,
+            assigned,
+            expiry_interval_s,
+        },
+    );
     node.metrics.connections.increment(1.0);
     node.metrics.connects_accepted.increment(1);
     tracing::debug!(%client, %epoch, transport = asked.transport.label(), session_present, "connected");
@@ -241,7 +267,11 @@ async fn begin_owned(
 /// Seconds that the session may outlive the connection.
 fn granted_expiry_s(connect: &Connect, max_s: u32) -> u32 {
     match connect.version {
-        Version::V5 => connect.properties.session_expiry_interval_s.unwrap_or(0).min(max_s),
+        Version::V5 => connect
+            .properties
+            .session_expiry_interval_s
+            .unwrap_or(0)
+            .min(max_s),
         Version::V3_1_1 if connect.clean_start => 0,
         Version::V3_1_1 => max_s,
     }
@@ -301,7 +331,13 @@ async fn load_received(
     }
     let received = node.stores.sessions.received(&session.client).await?;
     let by_id = received.into_iter().map(|one| {
-        (one.packet_id, ReceivedId { message_id: Some(one.message_id), done: one.done })
+        (
+            one.packet_id,
+            ReceivedId {
+                message_id: Some(one.message_id),
+                done: one.done,
+            },
+        )
     });
     Ok(by_id.collect())
 }
@@ -327,8 +363,14 @@ async fn save(
         node.stores.sessions.save(record).await?;
     }
     if let Some(will) = connect.will.as_deref() {
-        let will = StoredWill { epoch, will: will.clone() };
-        node.stores.sessions.save_will(&session.client, will).await?;
+        let will = StoredWill {
+            epoch,
+            will: will.clone(),
+        };
+        node.stores
+            .sessions
+            .save_will(&session.client, will)
+            .await?;
     }
     Ok(())
 }
@@ -363,7 +405,9 @@ fn attach(node: &Node, session: &Arc<Session>, asked: &Asked, connack: Connack) 
     };
     let mut encoded = BytesMut::new();
     let packet = connack_packet(node, session, connect, &connack);
-    packet.encode(connect.version, &mut encoded).expect("a CONNACK is short");
+    packet
+        .encode(connect.version, &mut encoded)
+        .expect("a CONNACK is short");
     link.append_bytes(&encoded);
     let mut state = session.lock();
     state.inbox = InboxCursor::START;
@@ -371,15 +415,15 @@ fn attach(node: &Node, session: &Arc<Session>, asked: &Asked, connack: Connack) 
     state.link = Some(link);
     state.call_for_page();
     drop(state);
-    node.wheel.watch(session, connack.epoch, node.clock.now_s(), connect.keep_alive_s);
+    node.wheel.watch(
+        session,
+        connack.epoch,
+        node.clock.now_s(),
+        connect.keep_alive_s,
+    );
 }
 
-fn connack_packet(
-    node: &Node,
-    session: &Session,
-    connect: &Connect,
-    connack: &Connack,
-) -> Packet {
+fn connack_packet(node: &Node, session: &Session, connect: &Connect, connack: &Connack) -> Packet {
     let limits = &node.config;
     let asked_expiry_s = connect.properties.session_expiry_interval_s.unwrap_or(0);
     let properties = ConnAckProperties {

@@ -1,24 +1,19 @@
 //! What a connection does with the packets of its device. Nothing here waits: what has to be
 //! durable first is put in line behind [`Pending`].
 
-use std::sync::Arc;
-
 use bytes::BytesMut;
-use moorline_mqtt::{
-    Ack, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, Version, encode,
-};
+use moorline_mqtt::{Ack, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, Version, encode};
 use moorline_router::{End, EndReason, MessageId, ReceivedPublish, StoreError};
 
 use crate::close_reason::CloseReason;
 use crate::connection::{Connection, Pending, PendingAnswer, ReceivedId};
-use crate::node::Node;
 use crate::outbound::Corked;
 use crate::publish::{Durable, id_of, route};
 use crate::session::State;
 
 /// What the packets of one read add up to.
-pub(crate) struct Turn<'a> {
-    pub(crate) corked: Corked<'a>,
+pub(crate) struct Turn {
+    pub(crate) corked: Corked,
     /// Answers to this device, written together.
     pub(crate) replies: BytesMut,
     /// Inbox entries that ended, told to the store together.
@@ -27,10 +22,10 @@ pub(crate) struct Turn<'a> {
     acknowledged: bool,
 }
 
-impl<'a> Turn<'a> {
-    pub(crate) fn new(node: &'a Arc<Node>) -> Self {
+impl Turn {
+    pub(crate) fn new() -> Self {
         Self {
-            corked: Corked::new(node),
+            corked: Corked::new(),
             replies: crate::wire::take_buffer(),
             ends: Vec::new(),
             acknowledged: false,
@@ -39,11 +34,7 @@ impl<'a> Turn<'a> {
 }
 
 impl Connection {
-    pub(crate) fn on_packet(
-        &mut self,
-        packet: Packet,
-        turn: &mut Turn<'_>,
-    ) -> Result<(), CloseReason> {
+    pub(crate) fn on_packet(&mut self, packet: Packet, turn: &mut Turn) -> Result<(), CloseReason> {
         match packet {
             Packet::Publish(publish) => self.on_publish(publish, turn),
             Packet::PubAck(ack) => self.on_puback(&ack, turn),
@@ -61,7 +52,9 @@ impl Connection {
                 Ok(())
             }
             Packet::Disconnect(disconnect) => Err(self.on_disconnect(&disconnect)),
-            Packet::Auth(_) => Err(CloseReason::ProtocolError(ReasonCode::BadAuthenticationMethod)),
+            Packet::Auth(_) => Err(CloseReason::ProtocolError(
+                ReasonCode::BadAuthenticationMethod,
+            )),
             Packet::Connect(_)
             | Packet::ConnAck(_)
             | Packet::SubAck(_)
@@ -71,7 +64,7 @@ impl Connection {
     }
 
     /// Writes what the turn gathered.
-    pub(crate) fn finish_turn(&mut self, mut turn: Turn<'_>) {
+    pub(crate) fn finish_turn(&mut self, mut turn: Turn) {
         self.write_replies(&mut turn);
         if turn.acknowledged {
             let mut state = self.session.lock();
@@ -86,7 +79,7 @@ impl Connection {
     }
 
     /// Puts the answers so far in front of whatever is sent next.
-    pub(crate) fn write_replies(&self, turn: &mut Turn<'_>) {
+    pub(crate) fn write_replies(&self, turn: &mut Turn) {
         if turn.replies.is_empty() {
             return;
         }
@@ -98,9 +91,13 @@ impl Connection {
         turn.replies.clear();
     }
 
-    fn on_publish(&mut self, publish: Publish, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+    fn on_publish(&mut self, publish: Publish, turn: &mut Turn) -> Result<(), CloseReason> {
         self.node.metrics.received[publish.qos as usize].increment(1);
-        if publish.properties.as_ref().is_some_and(|held| held.topic_alias.is_some()) {
+        if publish
+            .properties
+            .as_ref()
+            .is_some_and(|held| held.topic_alias.is_some())
+        {
             // CONNACK announced no Topic Alias Maximum, which is 0 [MQTT-3.3.2-9].
             return Err(CloseReason::ProtocolError(ReasonCode::TopicAliasInvalid));
         }
@@ -108,7 +105,13 @@ impl Connection {
         match (publish.qos, publish.packet_id) {
             (QoS::AtMostOnce, _) | (_, None) => {
                 if refusal.is_none() {
-                    route(&self.node, &publish, Some(&self.session.client), None, &mut turn.corked);
+                    route(
+                        &self.node,
+                        &publish,
+                        Some(&self.session.client),
+                        None,
+                        &mut turn.corked,
+                    );
                 }
             }
             (QoS::AtLeastOnce, Some(id)) => {
@@ -120,7 +123,16 @@ impl Connection {
                     }
                     // MQTT 3.1.1 has no way to refuse: acknowledged and dropped.
                     Some(_) => None,
-                    None => route(&self.node, &publish, Some(&self.session.client), None, &mut turn.corked).durable,
+                    None => {
+                        route(
+                            &self.node,
+                            &publish,
+                            Some(&self.session.client),
+                            None,
+                            &mut turn.corked,
+                        )
+                        .durable
+                    }
                 };
                 self.put_in_line(durable, PendingAnswer::PubAck(id));
             }
@@ -132,7 +144,12 @@ impl Connection {
 
     /// Why devices may not publish to `topic`, if so.
     fn refuse_topic(&self, topic: &str) -> Option<ReasonCode> {
-        let levels = topic.as_bytes().iter().filter(|byte| **byte == b'/').count() + 1;
+        let levels = topic
+            .as_bytes()
+            .iter()
+            .filter(|byte| **byte == b'/')
+            .count()
+            + 1;
         let refused = topic.starts_with('$') || levels > self.node.config.topic_levels_max;
         refused.then_some(ReasonCode::TopicNameInvalid)
     }
@@ -142,7 +159,7 @@ impl Connection {
         publish: &Publish,
         id: PacketId,
         refusal: Option<ReasonCode>,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn,
     ) -> Result<(), CloseReason> {
         let known = self.received.get(&id).cloned();
         if known.as_ref().is_some_and(|received| received.done) {
@@ -158,7 +175,9 @@ impl Connection {
             Version::V3_1_1 => u16::MAX,
         };
         if self.received.len() >= usize::from(limit) {
-            return Err(CloseReason::LimitExceeded(ReasonCode::ReceiveMaximumExceeded));
+            return Err(CloseReason::LimitExceeded(
+                ReasonCode::ReceiveMaximumExceeded,
+            ));
         }
         let persistent = self.session.lock().is_persistent();
         // A repeated PUBLISH whose first attempt may not have gone on goes on under the same id.
@@ -170,30 +189,58 @@ impl Connection {
         }
         if refusal.is_none() {
             let client = Some(&self.session.client);
-            durable.extend(route(&self.node, publish, client, message_id.clone(), &mut turn.corked).durable);
+            durable.extend(
+                route(
+                    &self.node,
+                    publish,
+                    client,
+                    message_id.clone(),
+                    &mut turn.corked,
+                )
+                .durable,
+            );
         }
         if let (true, Some(message_id)) = (persistent, &message_id) {
             durable.push(self.save_received(id, message_id, true));
         }
         // Until it is durable a repetition is a second attempt; afterwards it is only answered.
         // `Pending` keeps the order, so the answer to a repetition waits for the first one's.
-        self.received.insert(id, ReceivedId { message_id, done: true });
+        self.received.insert(
+            id,
+            ReceivedId {
+                message_id,
+                done: true,
+            },
+        );
         self.put_in_line(in_turn(durable), PendingAnswer::PubRec(id));
         Ok(())
     }
 
     fn save_received(&self, packet_id: PacketId, message_id: &MessageId, done: bool) -> Durable {
-        let received = ReceivedPublish { packet_id, message_id: message_id.clone(), done };
-        self.node.stores.sessions.save_received(&self.session.client, received)
+        let received = ReceivedPublish {
+            packet_id,
+            message_id: message_id.clone(),
+            done,
+        };
+        self.node
+            .stores
+            .sessions
+            .save_received(&self.session.client, received)
     }
 
     fn on_pubrel(&mut self, id: PacketId) {
         let found = self.received.remove(&id);
-        let stored = found.as_ref().is_some_and(|received| received.message_id.is_some());
+        let stored = found
+            .as_ref()
+            .is_some_and(|received| received.message_id.is_some());
         // The device may use the identifier again once it has PUBCOMP: it must be forgotten durably
         // before, or a new message would pass for a repetition of the old one.
-        let durable =
-            stored.then(|| self.node.stores.sessions.release_received(&self.session.client, id));
+        let durable = stored.then(|| {
+            self.node
+                .stores
+                .sessions
+                .release_received(&self.session.client, id)
+        });
         let reason = match found {
             Some(_) => ReasonCode::Success,
             None => ReasonCode::PacketIdentifierNotFound,
@@ -208,9 +255,15 @@ impl Connection {
     }
 
     /// Answers the front of the line as far as nothing is waited for.
-    pub(crate) fn answer_ready(&mut self, turn: &mut Turn<'_>) {
-        while self.pending.front().is_some_and(|front| front.durable.is_none()) {
-            let Some(Pending { answer, .. }) = self.pending.pop_front() else { return };
+    pub(crate) fn answer_ready(&mut self, turn: &mut Turn) {
+        while self
+            .pending
+            .front()
+            .is_some_and(|front| front.durable.is_none())
+        {
+            let Some(Pending { answer, .. }) = self.pending.pop_front() else {
+                return;
+            };
             self.answer(&answer, ReasonCode::Success, &mut turn.replies);
         }
     }
@@ -228,7 +281,9 @@ impl Connection {
         &mut self,
         result: Result<(), StoreError>,
     ) -> Result<(), CloseReason> {
-        let Some(Pending { answer, .. }) = self.pending.pop_front() else { return Ok(()) };
+        let Some(Pending { answer, .. }) = self.pending.pop_front() else {
+            return Ok(());
+        };
         let reason = match (&result, &answer, self.version) {
             (Ok(()), ..) => ReasonCode::Success,
             (
@@ -246,17 +301,21 @@ impl Connection {
         if let (true, PendingAnswer::PubRec(id)) = (reason.is_error(), &answer) {
             // A refused PUBLISH is over: its identifier is free again.
             self.received.remove(id);
-            drop(self.node.stores.sessions.release_received(&self.session.client, *id));
+            drop(
+                self.node
+                    .stores
+                    .sessions
+                    .release_received(&self.session.client, *id),
+            );
         }
-        let node = Arc::clone(&self.node);
-        let mut turn = Turn::new(&node);
+        let mut turn = Turn::new();
         self.answer(&answer, reason, &mut turn.replies);
         self.answer_ready(&mut turn);
         self.finish_turn(turn);
         Ok(())
     }
 
-    fn on_puback(&mut self, ack: &Ack, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+    fn on_puback(&mut self, ack: &Ack, turn: &mut Turn) -> Result<(), CloseReason> {
         let mut state = self.session.lock();
         if state.link_of(self.epoch).is_none() {
             return Err(CloseReason::TakenOver);
@@ -266,7 +325,7 @@ impl Connection {
         Ok(())
     }
 
-    fn on_pubrec(&mut self, ack: &Ack, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+    fn on_pubrec(&mut self, ack: &Ack, turn: &mut Turn) -> Result<(), CloseReason> {
         let mut state = self.session.lock();
         if state.link_of(self.epoch).is_none() {
             return Err(CloseReason::TakenOver);
@@ -283,7 +342,10 @@ impl Connection {
             Some(sent) => {
                 sent.received = true;
                 if let Some(position) = sent.position {
-                    self.node.stores.inboxes.mark_received(&self.session.client, position);
+                    self.node
+                        .stores
+                        .inboxes
+                        .mark_received(&self.session.client, position);
                 }
                 ReasonCode::Success
             }
@@ -293,22 +355,27 @@ impl Connection {
         Ok(())
     }
 
-    fn on_pubcomp(&mut self, ack: &Ack, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+    fn on_pubcomp(&mut self, ack: &Ack, turn: &mut Turn) -> Result<(), CloseReason> {
         let mut state = self.session.lock();
         if state.link_of(self.epoch).is_none() {
             return Err(CloseReason::TakenOver);
         }
         // PUBCOMP with an error says that the device has forgotten the identifier: it had released
         // it, so the message was received.
-        let ack = Ack { reason: ReasonCode::Success, ..ack.clone() };
+        let ack = Ack {
+            reason: ReasonCode::Success,
+            ..ack.clone()
+        };
         end_in_flight(&mut state, self, &ack, QoS::ExactlyOnce, turn);
         Ok(())
     }
 
     fn on_disconnect(&mut self, disconnect: &Disconnect) -> CloseReason {
         let mut state = self.session.lock();
-        let wanted =
-            disconnect.properties.as_ref().and_then(|held| held.session_expiry_interval_s);
+        let wanted = disconnect
+            .properties
+            .as_ref()
+            .and_then(|held| held.session_expiry_interval_s);
         if let Some(wanted_s) = wanted {
             if state.expiry_interval_s == 0 && wanted_s > 0 {
                 // A session that was to end with its connection cannot be kept after all
@@ -347,13 +414,7 @@ fn in_turn(parts: Vec<Durable>) -> Option<Durable> {
 }
 
 /// Removes an acknowledged message from those in flight; its inbox entry ends with it.
-fn end_in_flight(
-    state: &mut State,
-    connection: &Connection,
-    ack: &Ack,
-    qos: QoS,
-    turn: &mut Turn<'_>,
-) {
+fn end_in_flight(state: &mut State, connection: &Connection, ack: &Ack, qos: QoS, turn: &mut Turn) {
     let found = state
         .in_flight
         .iter()
@@ -371,6 +432,10 @@ fn end_in_flight(
             EndReason::Delivered
         };
         let client = connection.session.client.clone();
-        turn.ends.push(End { client, position, reason });
+        turn.ends.push(End {
+            client,
+            position,
+            reason,
+        });
     }
 }

@@ -81,12 +81,20 @@ impl AccessNode {
 
     /// Takes devices that speak MQTT over TCP.
     pub fn listen_tcp(&mut self, listener: TcpListener) {
-        self.tasks.spawn(listener::run(Arc::clone(&self.node), listener, Transport::Tcp));
+        self.tasks.spawn(listener::run(
+            Arc::clone(&self.node),
+            listener,
+            Transport::Tcp,
+        ));
     }
 
     /// Takes devices that speak MQTT over WebSocket.
     pub fn listen_websocket(&mut self, listener: TcpListener) {
-        self.tasks.spawn(listener::run(Arc::clone(&self.node), listener, Transport::WebSocket));
+        self.tasks.spawn(listener::run(
+            Arc::clone(&self.node),
+            listener,
+            Transport::WebSocket,
+        ));
     }
 
     /// The node as services of the same process reach it.

@@ -51,7 +51,9 @@ fn is_of_one_peer(error: &io::Error) -> bool {
 async fn serve(node: Arc<Node>, stream: TcpStream, transport: Transport, counted: Counted) {
     let accepted = Box::pin(handshake(&node, stream, transport)).await;
     drop(node);
-    let Some((mut connection, first)) = accepted else { return };
+    let Some((mut connection, first)) = accepted else {
+        return;
+    };
     let reason = connection.run(first).await;
     Box::pin(ending::finish(connection, reason)).await;
     drop(counted);

@@ -26,12 +26,8 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let by_qos = |name: &'static str| {
-            ["0", "1", "2"].map(|qos| counter!(name, "qos" => qos))
-        };
-        let dropped = |reason: &'static str| {
-            counter!("moorline_mqtt_messages_dropped_total", "reason" => reason)
-        };
+        let by_qos = |name: &'static str| ["0", "1", "2"].map(|qos| counter!(name, "qos" => qos));
+        let dropped = |reason: &'static str| counter!("moorline_mqtt_messages_dropped_total", "reason" => reason);
         Self {
             connections: gauge!("moorline_mqtt_connections"),
             sessions: gauge!("moorline_mqtt_sessions"),

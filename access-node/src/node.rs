@@ -53,7 +53,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(id: NodeId, config: Config, stores: Stores, upstream: UpstreamRoutes) -> Self {
+    pub(crate) fn new(
+        id: NodeId,
+        config: Config,
+        stores: Stores,
+        upstream: UpstreamRoutes,
+    ) -> Self {
         Self {
             id,
             config,
@@ -91,7 +96,9 @@ impl Node {
     /// Counts one socket until the guard is dropped.
     pub(crate) fn count_connection(self: &Arc<Self>) -> Counted {
         self.connections.fetch_add(1, Ordering::AcqRel);
-        Counted { node: Arc::clone(self) }
+        Counted {
+            node: Arc::clone(self),
+        }
     }
 
     /// Resolves when no socket is left.
@@ -120,7 +127,11 @@ impl Node {
             id: self.id.clone(),
             address: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: if self.is_draining() { NodeState::Draining } else { NodeState::Up },
+            state: if self.is_draining() {
+                NodeState::Draining
+            } else {
+                NodeState::Up
+            },
             connections: self.connections.load(Ordering::Acquire) as u64,
         };
         self.stores.routes.renew(record, LEASE_MS).await
@@ -140,8 +151,10 @@ impl Node {
         }
     }
 
-    fn deliver_one(self: &Arc<Self>, delivery: &Delivery, corked: &mut Corked<'_>) -> DeliveryOutcome {
-        let Some(session) = self.session(&delivery.client) else { return DeliveryOutcome::NotHere };
+    fn deliver_one(self: &Arc<Self>, delivery: &Delivery, corked: &mut Corked) -> DeliveryOutcome {
+        let Some(session) = self.session(&delivery.client) else {
+            return DeliveryOutcome::NotHere;
+        };
         let mut state = session.lock();
         let Some(version) = state.link.as_ref().map(|link| link.version) else {
             return DeliveryOutcome::NotHere;
@@ -183,17 +196,24 @@ impl Nodes for LocalNodes {
         if *node != self.0.id {
             return vec![DeliveryOutcome::NotHere; deliveries.len()];
         }
-        let mut corked = Corked::new(&self.0);
-        deliveries.iter().map(|delivery| self.0.deliver_one(delivery, &mut corked)).collect()
+        let mut corked = Corked::new();
+        deliveries
+            .iter()
+            .map(|delivery| self.0.deliver_one(delivery, &mut corked))
+            .collect()
     }
 
     async fn disconnect(&self, node: &NodeId, client: &ClientId) -> Result<bool, StoreError> {
         if *node != self.0.id {
             return Ok(false);
         }
-        let Some(session) = self.0.session(client) else { return Ok(false) };
+        let Some(session) = self.0.session(client) else {
+            return Ok(false);
+        };
         let mut state = session.lock();
-        let Some(link) = &mut state.link else { return Ok(false) };
+        let Some(link) = &mut state.link else {
+            return Ok(false);
+        };
         link.close(CloseReason::Kicked);
         Ok(true)
     }
@@ -212,7 +232,11 @@ impl Nodes for LocalNodes {
             let link = state.link.as_ref()?;
             Some(SessionView {
                 epoch: link.epoch,
-                address: link.wire.stream().peer_addr().map_or_else(|_| String::new(), |a| a.to_string()),
+                address: link
+                    .wire
+                    .stream()
+                    .peer_addr()
+                    .map_or_else(|_| String::new(), |a| a.to_string()),
                 version: link.version,
                 transport: link.transport.label(),
                 keep_alive_s: link.keep_alive_s,
@@ -226,12 +250,14 @@ impl Nodes for LocalNodes {
 
     async fn publish(&self, id: MessageId, publish: Publish) -> Result<Published, StoreError> {
         let routed = {
-            let mut corked = Corked::new(&self.0);
+            let mut corked = Corked::new();
             crate::publish::route(&self.0, &publish, None, Some(id), &mut corked)
         };
         if let Some(durable) = routed.durable {
             durable.await?;
         }
-        Ok(Published { matched: routed.matched })
+        Ok(Published {
+            matched: routed.matched,
+        })
     }
 }

@@ -8,9 +8,10 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use moorline_mqtt::{EncodedPublish, PacketId, Packet, Publish, PublishProperties, QoS, Version};
+use moorline_mqtt::{EncodedPublish, Packet, PacketId, Publish, PublishProperties, QoS, Version};
 use moorline_router::{
-    ClientId, DeliveryOutcome, End, EndReason, InboxEntry, InboxPage, Message, Origin, Position, unix_ms,
+    ClientId, DeliveryOutcome, End, EndReason, InboxEntry, InboxPage, Message, Origin, Position,
+    unix_ms,
 };
 use smallvec::SmallVec;
 
@@ -25,14 +26,14 @@ const GATHER_BYTES: usize = 32 * 1024;
 
 /// Sessions that were written to and are flushed together: a burst for one device costs one
 /// system call, not one a message.
-pub(crate) struct Corked<'a> {
-    pub(crate) node: &'a Arc<Node>,
+#[derive(Default)]
+pub(crate) struct Corked {
     sessions: SmallVec<[Arc<Session>; 4]>,
 }
 
-impl<'a> Corked<'a> {
-    pub(crate) fn new(node: &'a Arc<Node>) -> Self {
-        Self { node, sessions: SmallVec::new() }
+impl Corked {
+    pub(crate) fn new() -> Self {
+        Self::default()
     }
 
     pub(crate) fn add(&mut self, session: &Arc<Session>, state: &mut State) {
@@ -56,7 +57,7 @@ impl<'a> Corked<'a> {
     }
 }
 
-impl Drop for Corked<'_> {
+impl Drop for Corked {
     fn drop(&mut self) {
         self.flush();
     }
@@ -126,8 +127,14 @@ impl Link {
         }
         if let (Version::V5, Some(code)) = (self.version, reason.reason_code()) {
             let mut packet = BytesMut::new();
-            let goodbye = moorline_mqtt::Disconnect { reason: code, properties: None };
-            if Packet::Disconnect(goodbye).encode(Version::V5, &mut packet).is_ok() {
+            let goodbye = moorline_mqtt::Disconnect {
+                reason: code,
+                properties: None,
+            };
+            if Packet::Disconnect(goodbye)
+                .encode(Version::V5, &mut packet)
+                .is_ok()
+            {
                 self.append_bytes(&packet);
             }
         }
@@ -187,7 +194,9 @@ impl State {
         node: &Node,
     ) -> DeliveryOutcome {
         let limits = &node.config;
-        let Some(link) = &mut self.link else { return DeliveryOutcome::NotHere };
+        let Some(link) = &mut self.link else {
+            return DeliveryOutcome::NotHere;
+        };
         if publish.len() > link.packet_bytes_max as usize {
             node.metrics.dropped_too_large.increment(1);
             return DeliveryOutcome::Dropped;
@@ -213,7 +222,10 @@ impl State {
             return DeliveryOutcome::Dropped;
         }
         self.queue_bytes += publish.len();
-        self.queue.push_back(Queued { publish: publish.clone(), expires_at_ms });
+        self.queue.push_back(Queued {
+            publish: publish.clone(),
+            expires_at_ms,
+        });
         DeliveryOutcome::Behind
     }
 
@@ -237,7 +249,9 @@ impl State {
     /// Sends what waits in memory as far as there is room.
     pub(crate) fn drain_queue(&mut self, node: &Node) {
         while !self.queue.is_empty() && self.has_room(node.config.unsent_bytes_max) {
-            let Some(next) = self.queue.pop_front() else { return };
+            let Some(next) = self.queue.pop_front() else {
+                return;
+            };
             self.queue_bytes -= next.publish.len();
             if next.expires_at_ms.is_some_and(|at| at <= unix_ms()) {
                 node.metrics.dropped_expired.increment(1);
@@ -260,7 +274,9 @@ impl State {
         node: &Node,
     ) -> DeliveryOutcome {
         let room = self.has_room(node.config.unsent_bytes_max);
-        let Some(link) = &self.link else { return DeliveryOutcome::NotHere };
+        let Some(link) = &self.link else {
+            return DeliveryOutcome::NotHere;
+        };
         let epoch = link.epoch;
         if position <= self.inbox.read_to {
             return DeliveryOutcome::Sent { epoch };
@@ -273,7 +289,9 @@ impl State {
         match self.send_entry(client, position, message, false, node) {
             Sending::Sent | Sending::Ended => {
                 self.inbox.read_to = position;
-                node.stores.inboxes.mark_sent(client, position, &node.id, epoch);
+                node.stores
+                    .inboxes
+                    .mark_sent(client, position, &node.id, epoch);
                 DeliveryOutcome::Sent { epoch }
             }
             Sending::NoPacketId => {
@@ -323,7 +341,9 @@ impl State {
             if entry.position <= self.inbox.read_to {
                 continue;
             }
-            if !self.has_room(node.config.unsent_bytes_max) || !self.deliver_entry(client, entry, node) {
+            if !self.has_room(node.config.unsent_bytes_max)
+                || !self.deliver_entry(client, entry, node)
+            {
                 all = false;
                 break;
             }
@@ -336,19 +356,30 @@ impl State {
             }
             self.inbox.behind = page.more || self.inbox.heard > self.inbox.read_to;
         }
-        if self.inbox.read_to > before && let Some(link) = &self.link {
-            node.stores.inboxes.mark_sent(client, self.inbox.read_to, &node.id, link.epoch);
+        if self.inbox.read_to > before
+            && let Some(link) = &self.link
+        {
+            node.stores
+                .inboxes
+                .mark_sent(client, self.inbox.read_to, &node.id, link.epoch);
         }
     }
 
     /// Says whether the entry was dealt with.
     fn deliver_entry(&mut self, client: &ClientId, entry: &InboxEntry, node: &Node) -> bool {
         if !entry.received {
-            let sending =
-                self.send_entry(client, entry.position, &entry.message, entry.maybe_sent, node);
+            let sending = self.send_entry(
+                client,
+                entry.position,
+                &entry.message,
+                entry.maybe_sent,
+                node,
+            );
             return sending != Sending::NoPacketId;
         }
-        let Some(packet_id) = self.packet_id_at(entry.position) else { return false };
+        let Some(packet_id) = self.packet_id_at(entry.position) else {
+            return false;
+        };
         self.in_flight.push(InFlight {
             packet_id,
             qos: QoS::ExactlyOnce,
@@ -377,16 +408,26 @@ impl State {
         dup: bool,
         node: &Node,
     ) -> Sending {
-        let Some(packet_id) = self.packet_id_at(position) else { return Sending::NoPacketId };
-        let Some(link) = &mut self.link else { return Sending::NoPacketId };
+        let Some(packet_id) = self.packet_id_at(position) else {
+            return Sending::NoPacketId;
+        };
+        let Some(link) = &mut self.link else {
+            return Sending::NoPacketId;
+        };
         let publish = for_device(link.version, message);
         let encoded = EncodedPublish::new(link.version, &publish, message.qos, message.retain);
         if encoded.len() > link.packet_bytes_max as usize {
             let reason = EndReason::TooLarge;
-            node.stores.inboxes.end(vec![End { client: client.clone(), position, reason }]);
+            node.stores.inboxes.end(vec![End {
+                client: client.clone(),
+                position,
+                reason,
+            }]);
             return Sending::Ended;
         }
-        link.append(encoded.len(), |out| encoded.write(Some(packet_id), dup, out));
+        link.append(encoded.len(), |out| {
+            encoded.write(Some(packet_id), dup, out)
+        });
         node.metrics.sent[message.qos as usize].increment(1);
         self.in_flight.push(InFlight {
             packet_id,
@@ -417,7 +458,10 @@ pub(crate) fn for_device(version: Version, message: &Message) -> Publish {
         let mut properties: PublishProperties =
             message.properties.as_deref().cloned().unwrap_or_default();
         properties.message_expiry_interval_s = message.expires_at_ms.map(remaining_s);
-        let named = properties.user_properties.iter().any(|(name, _)| name == "message-id");
+        let named = properties
+            .user_properties
+            .iter()
+            .any(|(name, _)| name == "message-id");
         if message.origin == Origin::Push && !named {
             properties
                 .user_properties

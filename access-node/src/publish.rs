@@ -37,9 +37,14 @@ pub(crate) fn route(
     publish: &Publish,
     from: Option<&ClientId>,
     id: Option<MessageId>,
-    corked: &mut Corked<'_>,
+    corked: &mut Corked,
 ) -> Routed {
-    let mut routing = Routing { node, publish, id, durable: SmallVec::new() };
+    let mut routing = Routing {
+        node,
+        publish,
+        id,
+        durable: SmallVec::new(),
+    };
     if let Some(owner) = device_of(publish.topic.as_str(), &node.config.device_topics) {
         let matched = routing.push_to_device(owner, corked);
         return routing.into_routed(matched);
@@ -50,7 +55,7 @@ pub(crate) fn route(
     if publish.retain {
         routing.retain();
     }
-    let matched = routing.to_subscribers(from, corked);
+    let matched = routing.deliver_to_subscribers(from, corked);
     routing.into_routed(matched)
 }
 
@@ -139,33 +144,49 @@ impl Routing<'_> {
     }
 
     /// A permitted publish to a device's own topics is a push to that device.
-    fn push_to_device(&mut self, owner: &str, corked: &mut Corked<'_>) -> u64 {
-        let Ok(client) = ClientId::parse(owner) else { return 0 };
+    fn push_to_device(&mut self, owner: &str, corked: &mut Corked) -> u64 {
+        let Ok(client) = ClientId::parse(owner) else {
+            return 0;
+        };
         let qos = self.publish.qos;
         let message = self.message(Origin::Push, qos, false);
         if qos == QoS::AtMostOnce {
-            let Some(session) = self.node.session(&client) else { return 0 };
+            let Some(session) = self.node.session(&client) else {
+                return 0;
+            };
             let mut state = session.lock();
-            let Some(version) = state.link.as_ref().map(|link| link.version) else { return 0 };
+            let Some(version) = state.link.as_ref().map(|link| link.version) else {
+                return 0;
+            };
             let publish = crate::outbound::for_device(version, &message);
             let encoded = EncodedPublish::new(version, &publish, qos, false);
             state.deliver_live(&encoded, None, self.node);
             corked.add(&session, &mut state);
             return 1;
         }
-        let append = Append { client: client.clone(), message: message.clone(), fingerprint: None };
+        let append = Append {
+            client: client.clone(),
+            message: message.clone(),
+            fingerprint: None,
+        };
         let appended = self.node.stores.inboxes.append(vec![append]);
         let nodes = LocalNodes(Arc::clone(self.node));
         self.durable.push(Box::pin(async move {
             let outcome = appended.await?.pop();
             if let Some(Appended::Stored { position, route }) = outcome {
                 if let Some(route) = route {
-                    let delivery = Delivery { client, position: Some(position), message };
+                    let delivery = Delivery {
+                        client,
+                        position: Some(position),
+                        message,
+                    };
                     nodes.deliver(&route.node, vec![delivery]).await;
                 }
                 return Ok(());
             }
-            Err(StoreError::Full("the inbox of the device is full".to_owned()))
+            Err(StoreError::Full(
+                "the inbox of the device is full".to_owned(),
+            ))
         }));
         1
     }
@@ -197,7 +218,7 @@ impl Routing<'_> {
         self.wait_for(stored);
     }
 
-    fn to_subscribers(&mut self, from: Option<&ClientId>, corked: &mut Corked<'_>) -> u64 {
+    fn deliver_to_subscribers(&mut self, from: Option<&ClientId>, corked: &mut Corked) -> u64 {
         let matches = find_matches(self.node, &self.publish.topic, from);
         let mut fan_out = FanOut::new(self.publish);
         let mut appends = Vec::new();
@@ -217,11 +238,17 @@ impl Routing<'_> {
                     let properties = message.properties.get_or_insert_default();
                     properties.subscription_ids = found.subscription_ids.to_vec();
                 }
-                appends.push(Append { client: session.client.clone(), message, fingerprint: None });
+                appends.push(Append {
+                    client: session.client.clone(),
+                    message,
+                    fingerprint: None,
+                });
                 waiting.push(Arc::clone(session));
                 continue;
             }
-            let Some(version) = state.link.as_ref().map(|link| link.version) else { continue };
+            let Some(version) = state.link.as_ref().map(|link| link.version) else {
+                continue;
+            };
             let encoded = fan_out.encoded(version, qos, retain, &found.subscription_ids);
             state.deliver_live(&encoded, expires_at_ms, self.node);
             corked.add(session, &mut state);
@@ -234,12 +261,15 @@ impl Routing<'_> {
 
     /// Makes a message safe for persistent sessions, then tells those that are connected.
     fn append_all(&mut self, appends: Vec<Append>, sessions: Vec<Arc<Session>>) {
-        let messages: Vec<Message> = appends.iter().map(|append| append.message.clone()).collect();
+        let messages: Vec<Message> = appends
+            .iter()
+            .map(|append| append.message.clone())
+            .collect();
         let appended = self.node.stores.inboxes.append(appends);
         let node = Arc::clone(self.node);
         self.durable.push(Box::pin(async move {
             let outcomes = appended.await?;
-            let mut corked = Corked::new(&node);
+            let mut corked = Corked::new();
             for ((outcome, session), message) in outcomes.iter().zip(&sessions).zip(&messages) {
                 match outcome {
                     Appended::Stored { position, .. } => {
@@ -261,16 +291,21 @@ impl Routing<'_> {
 /// of all of them (MQTT 5.0 section 3.3.4).
 fn find_matches(node: &Node, topic: &TopicName, from: Option<&ClientId>) -> SmallVec<[Match; 4]> {
     let mut matches: SmallVec<[Match; 4]> = SmallVec::new();
-    node.subscriptions.for_each_match(topic.as_str(), |subscriber| {
-        if subscriber.options.no_local && from == Some(&subscriber.session.client) {
-            return;
-        }
-        let id = subscriber.subscription_id;
-        matches.push(Match {
-            subscriber: subscriber.duplicate(),
-            subscription_ids: if id > 0 { SmallVec::from_elem(id, 1) } else { SmallVec::new() },
+    node.subscriptions
+        .for_each_match(topic.as_str(), |subscriber| {
+            if subscriber.options.no_local && from == Some(&subscriber.session.client) {
+                return;
+            }
+            let id = subscriber.subscription_id;
+            matches.push(Match {
+                subscriber: subscriber.duplicate(),
+                subscription_ids: if id > 0 {
+                    SmallVec::from_elem(id, 1)
+                } else {
+                    SmallVec::new()
+                },
+            });
         });
-    });
     if matches.len() > 1 {
         matches.sort_by_key(|found| Arc::as_ptr(&found.subscriber.session).addr());
         matches.dedup_by(|next, kept| {
@@ -279,7 +314,8 @@ fn find_matches(node: &Node, topic: &TopicName, from: Option<&ClientId>) -> Smal
                 let options = &mut kept.subscriber.options;
                 options.qos = options.qos.max(next.subscriber.options.qos);
                 options.retain_as_published |= next.subscriber.options.retain_as_published;
-                kept.subscription_ids.extend_from_slice(&next.subscription_ids);
+                kept.subscription_ids
+                    .extend_from_slice(&next.subscription_ids);
             }
             same
         });
@@ -295,7 +331,10 @@ pub(crate) struct FanOut<'a> {
 
 impl<'a> FanOut<'a> {
     pub(crate) fn new(publish: &'a Publish) -> Self {
-        Self { publish, encoded: SmallVec::new() }
+        Self {
+            publish,
+            encoded: SmallVec::new(),
+        }
     }
 
     pub(crate) fn encoded(
@@ -307,10 +346,20 @@ impl<'a> FanOut<'a> {
     ) -> EncodedPublish {
         if version == Version::V5 && !subscription_ids.is_empty() {
             let publish = self.publish;
-            return EncodedPublish::with_subscription_ids(version, publish, qos, retain, subscription_ids);
+            return EncodedPublish::with_subscription_ids(
+                version,
+                publish,
+                qos,
+                retain,
+                subscription_ids,
+            );
         }
         let kind = (version, qos, retain);
-        if let Some((.., held)) = self.encoded.iter().find(|(v, q, r, _)| (*v, *q, *r) == kind) {
+        if let Some((.., held)) = self
+            .encoded
+            .iter()
+            .find(|(v, q, r, _)| (*v, *q, *r) == kind)
+        {
             return held.clone();
         }
         let encoded = EncodedPublish::new(version, self.publish, qos, retain);
@@ -321,7 +370,10 @@ impl<'a> FanOut<'a> {
 
 /// The id that a device supplied, or a new one.
 pub(crate) fn id_of(publish: &Publish) -> MessageId {
-    let supplied = publish.properties.iter().flat_map(|held| &held.user_properties);
+    let supplied = publish
+        .properties
+        .iter()
+        .flat_map(|held| &held.user_properties);
     supplied
         .filter(|(name, _)| name == "message-id")
         .find_map(|(_, value)| MessageId::parse(value).ok())

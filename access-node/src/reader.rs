@@ -60,7 +60,13 @@ pub(crate) struct Received {
 
 impl Reader {
     pub(crate) fn new(half: OwnedReadHalf, decoder: Decoder) -> Self {
-        Self { half, deframer: None, decoder, torn: BytesMut::new(), torn_needs: 0 }
+        Self {
+            half,
+            deframer: None,
+            decoder,
+            torn: BytesMut::new(),
+            torn_needs: 0,
+        }
     }
 
     /// The bytes from now on are WebSocket frames.
@@ -105,12 +111,20 @@ impl Reader {
                 self.take_torn()
             }
         };
-        Ok(Received { data, answer, read_bytes })
+        Ok(Received {
+            data,
+            answer,
+            read_bytes,
+        })
     }
 
     /// As [`Reader::accept`] for bytes that came out of the frames already.
     pub(crate) fn accept_decoded(&mut self, data: Bytes) -> Received {
-        Received { data, answer: None, read_bytes: 0 }
+        Received {
+            data,
+            answer: None,
+            read_bytes: 0,
+        }
     }
 
     fn take_torn(&mut self) -> Bytes {

@@ -21,8 +21,15 @@ pub(crate) async fn run(node: &Arc<Node>) -> Result<(), StoreError> {
     for message in retained {
         let topic = message.topic.clone();
         let (messages_max, bytes_max) = (limits.retained_messages_max, limits.retained_bytes_max);
-        if node.retained.put(Arc::new(message), messages_max, bytes_max).is_err() {
-            tracing::warn!(topic = topic.as_str(), "retained message left out, the limit is lower than before");
+        if node
+            .retained
+            .put(Arc::new(message), messages_max, bytes_max)
+            .is_err()
+        {
+            tracing::warn!(
+                topic = topic.as_str(),
+                "retained message left out, the limit is lower than before"
+            );
         }
     }
     // Whoever still has a will stored was connected when the last process died.
@@ -38,7 +45,10 @@ pub(crate) async fn run(node: &Arc<Node>) -> Result<(), StoreError> {
 }
 
 fn restore_session(node: &Node, record: &SessionRecord) {
-    let session = Arc::new(Session::new(record.client.clone(), record.expiry_interval_s));
+    let session = Arc::new(Session::new(
+        record.client.clone(),
+        record.expiry_interval_s,
+    ));
     // A session that was connected when the process died is counted from now on.
     let disconnected_at_ms = record.disconnected_at_ms.unwrap_or_else(unix_ms);
     {
@@ -51,7 +61,12 @@ fn restore_session(node: &Node, record: &SessionRecord) {
     }
     node.sessions.insert(record.client.clone(), session);
     node.metrics.sessions.increment(1.0);
-    ending::set_expiry(node, &record.client, disconnected_at_ms, record.expiry_interval_s);
+    ending::set_expiry(
+        node,
+        &record.client,
+        disconnected_at_ms,
+        record.expiry_interval_s,
+    );
 }
 
 fn restore_subscription(node: &Node, session: &Arc<Session>, stored: &StoredSubscription) {
@@ -65,7 +80,15 @@ fn restore_subscription(node: &Node, session: &Arc<Session>, stored: &StoredSubs
     let key: Arc<str> = stored.filter.as_str().into();
     let subscription_id = stored.subscription_id.unwrap_or(0);
     let options = stored.options;
-    let subscriber = Subscriber { session: Arc::clone(session), options, subscription_id };
+    let subscriber = Subscriber {
+        session: Arc::clone(session),
+        options,
+        subscription_id,
+    };
     node.subscriptions.add(&key, &filter, subscriber);
-    session.lock().subscriptions.push(HeldSubscription { filter: key, options, subscription_id });
+    session.lock().subscriptions.push(HeldSubscription {
+        filter: key,
+        options,
+        subscription_id,
+    });
 }

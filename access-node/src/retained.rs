@@ -58,7 +58,11 @@ impl RetainedMessages {
         let kept = self.by_topic.read();
         if !filter.has_wildcards() {
             let found = kept.by_topic.get(filter.as_str());
-            return found.into_iter().filter(|message| is_alive(message)).cloned().collect();
+            return found
+                .into_iter()
+                .filter(|message| is_alive(message))
+                .cloned()
+                .collect();
         }
         // Only topics that begin like the filter up to its first wildcard can match.
         let text = filter.as_str();
@@ -102,7 +106,10 @@ mod tests {
 
     fn topics(of: &RetainedMessages, filter: &str) -> Vec<String> {
         let filter = TopicFilter::parse(filter.into()).unwrap();
-        of.matching(&filter).iter().map(|message| message.topic.as_str().to_owned()).collect()
+        of.matching(&filter)
+            .iter()
+            .map(|message| message.topic.as_str().to_owned())
+            .collect()
     }
 
     #[test]

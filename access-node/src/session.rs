@@ -138,7 +138,10 @@ impl Session {
             queue_bytes: 0,
             last_packet_id: 0,
         };
-        Self { client, state: Mutex::new(state) }
+        Self {
+            client,
+            state: Mutex::new(state),
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -148,8 +151,11 @@ impl Session {
 
 impl InboxCursor {
     /// Nothing read: a new connection begins with what waits.
-    pub(crate) const START: Self =
-        Self { read_to: Position::START, heard: Position::START, behind: true };
+    pub(crate) const START: Self = Self {
+        read_to: Position::START,
+        heard: Position::START,
+        behind: true,
+    };
 }
 
 impl State {

@@ -23,7 +23,7 @@ impl Connection {
     pub(crate) fn on_subscribe(
         &mut self,
         subscribe: &Subscribe,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn,
     ) -> Result<(), CloseReason> {
         let mut reasons = Vec::with_capacity(subscribe.filters.len());
         let mut retained = Vec::new();
@@ -51,7 +51,11 @@ impl Connection {
         }
         let changed = reasons.iter().any(|reason| !reason.is_error());
         let packet_id = subscribe.packet_id;
-        let answer = Packet::SubAck(SubAck { packet_id, reasons, properties: None });
+        let answer = Packet::SubAck(SubAck {
+            packet_id,
+            reasons,
+            properties: None,
+        });
         self.answer_when_saved(&answer, changed, turn);
         self.write_replies(turn);
         for (qos, id, messages) in retained {
@@ -63,7 +67,7 @@ impl Connection {
     pub(crate) fn on_unsubscribe(
         &mut self,
         unsubscribe: &Unsubscribe,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn,
     ) -> Result<(), CloseReason> {
         let reasons: Vec<ReasonCode> = unsubscribe
             .filters
@@ -78,13 +82,17 @@ impl Connection {
             .collect();
         let changed = reasons.contains(&ReasonCode::Success);
         let packet_id = unsubscribe.packet_id;
-        let answer = Packet::UnsubAck(SubAck { packet_id, reasons, properties: None });
+        let answer = Packet::UnsubAck(SubAck {
+            packet_id,
+            reasons,
+            properties: None,
+        });
         self.answer_when_saved(&answer, changed, turn);
         Ok(())
     }
 
     /// A persistent session's change is durable before it is acknowledged.
-    fn answer_when_saved(&mut self, answer: &Packet, changed: bool, turn: &mut Turn<'_>) {
+    fn answer_when_saved(&mut self, answer: &Packet, changed: bool, turn: &mut Turn) {
         let mut packet = BytesMut::new();
         answer
             .encode(self.version, &mut packet)
@@ -120,7 +128,10 @@ impl Connection {
             return Err(ReasonCode::TopicFilterInvalid);
         }
         let mut state = self.session.lock();
-        let held = state.subscriptions.iter_mut().find(|held| &*held.filter == filter.as_str());
+        let held = state
+            .subscriptions
+            .iter_mut()
+            .find(|held| &*held.filter == filter.as_str());
         let key = match held {
             Some(held) => {
                 held.options = options;
@@ -134,23 +145,36 @@ impl Connection {
                 let key: Arc<str> = filter.as_str().into();
                 let filter = Arc::clone(&key);
                 state.subscriptions.reserve_exact(1);
-                state.subscriptions.push(HeldSubscription { filter, options, subscription_id });
+                state.subscriptions.push(HeldSubscription {
+                    filter,
+                    options,
+                    subscription_id,
+                });
                 key
             }
         };
         drop(state);
         let session = Arc::clone(&self.session);
-        let subscriber = Subscriber { session, options, subscription_id };
+        let subscriber = Subscriber {
+            session,
+            options,
+            subscription_id,
+        };
         Ok(self.node.subscriptions.add(&key, filter, subscriber))
     }
 
     fn remove_subscription(&self, filter: &TopicFilter) -> bool {
         let mut state = self.session.lock();
         let before = state.subscriptions.len();
-        state.subscriptions.retain(|held| &*held.filter != filter.as_str());
+        state
+            .subscriptions
+            .retain(|held| &*held.filter != filter.as_str());
         let removed = state.subscriptions.len() < before;
         drop(state);
-        self.node.subscriptions.remove(filter.as_str(), &self.session) && removed
+        self.node
+            .subscriptions
+            .remove(filter.as_str(), &self.session)
+            && removed
     }
 
     fn send_retained(
@@ -158,21 +182,33 @@ impl Connection {
         qos: QoS,
         subscription_id: u32,
         messages: &[Arc<Message>],
-        turn: &mut Turn<'_>,
+        turn: &mut Turn,
     ) {
         let persistent = self.session.lock().is_persistent();
-        let ids: &[u32] = if subscription_id > 0 { &[subscription_id] } else { &[] };
+        let ids: &[u32] = if subscription_id > 0 {
+            &[subscription_id]
+        } else {
+            &[]
+        };
         let mut appends = Vec::new();
         for message in messages {
             let qos = message.qos.min(qos);
             if persistent && qos > QoS::AtMostOnce {
-                let mut message = Message { origin: Origin::Session, qos, ..Message::clone(message) };
+                let mut message = Message {
+                    origin: Origin::Session,
+                    qos,
+                    ..Message::clone(message)
+                };
                 if !ids.is_empty() {
                     let properties = message.properties.get_or_insert_default();
                     properties.subscription_ids = ids.to_vec();
                 }
                 let client = self.session.client.clone();
-                appends.push(Append { client, message, fingerprint: None });
+                appends.push(Append {
+                    client,
+                    message,
+                    fingerprint: None,
+                });
                 continue;
             }
             let publish = crate::outbound::for_device(self.version, message);
@@ -191,12 +227,15 @@ impl Connection {
 }
 
 fn append_retained(node: &Arc<Node>, session: &Arc<Session>, appends: Vec<Append>) -> Durable {
-    let messages: Vec<Message> = appends.iter().map(|append| append.message.clone()).collect();
+    let messages: Vec<Message> = appends
+        .iter()
+        .map(|append| append.message.clone())
+        .collect();
     let appended = node.stores.inboxes.append(appends);
     let (node, session) = (Arc::clone(node), Arc::clone(session));
     Box::pin(async move {
         let outcomes = appended.await?;
-        let mut corked = Corked::new(&node);
+        let mut corked = Corked::new();
         let mut state = session.lock();
         for (outcome, message) in outcomes.iter().zip(&messages) {
             if let Appended::Stored { position, .. } = outcome {

@@ -49,7 +49,10 @@ impl<S> Subscribers<S> {
                 true
             }
             Self::Many(many) => {
-                match many.iter_mut().find(|held| Arc::ptr_eq(&held.session, &new.session)) {
+                match many
+                    .iter_mut()
+                    .find(|held| Arc::ptr_eq(&held.session, &new.session))
+                {
                     Some(held) => {
                         *held = new;
                         false
@@ -71,7 +74,9 @@ impl<S> Subscribers<S> {
                 (same, same)
             }
             Self::Many(many) => {
-                let at = many.iter().position(|held| Arc::ptr_eq(&held.session, session));
+                let at = many
+                    .iter()
+                    .position(|held| Arc::ptr_eq(&held.session, session));
                 if let Some(at) = at {
                     many.swap_remove(at);
                     if many.capacity() > 8 && many.len() * 4 < many.capacity() {
@@ -105,7 +110,10 @@ struct Level<S> {
 
 impl<S> Default for Level<S> {
     fn default() -> Self {
-        Self { children: HashMap::default(), subscribers: None }
+        Self {
+            children: HashMap::default(),
+            subscribers: None,
+        }
     }
 }
 
@@ -168,7 +176,10 @@ impl<S> Level<S> {
                 }
             }
         };
-        (removed, self.children.is_empty() && self.subscribers.is_none())
+        (
+            removed,
+            self.children.is_empty() && self.subscribers.is_none(),
+        )
     }
 }
 
@@ -279,8 +290,11 @@ mod tests {
 
     fn add(to: &Subscriptions<u32>, session: &Arc<u32>, filter: &str) -> bool {
         let parsed = TopicFilter::parse(filter.into()).unwrap();
-        let subscriber =
-            Subscriber { session: Arc::clone(session), options: options(), subscription_id: 0 };
+        let subscriber = Subscriber {
+            session: Arc::clone(session),
+            options: options(),
+            subscription_id: 0,
+        };
         to.add(&filter.into(), &parsed, subscriber)
     }
 

@@ -18,9 +18,16 @@ use crate::node::Node;
 #[derive(Debug)]
 pub(crate) enum Timer {
     /// Publish the will of the connection `epoch`.
-    Will { client: ClientId, epoch: Epoch, will: Box<Will> },
+    Will {
+        client: ClientId,
+        epoch: Epoch,
+        will: Box<Will>,
+    },
     /// End the session if no connection came after `disconnected_at_ms`.
-    SessionExpiry { client: ClientId, disconnected_at_ms: u64 },
+    SessionExpiry {
+        client: ClientId,
+        disconnected_at_ms: u64,
+    },
 }
 
 /// Timers in the order of their moments.
@@ -48,7 +55,11 @@ impl Timers {
             pending.wills.insert(client.clone(), key);
         }
         pending.timers.insert(key, timer);
-        if pending.timers.first_key_value().is_some_and(|(first, _)| *first == key) {
+        if pending
+            .timers
+            .first_key_value()
+            .is_some_and(|(first, _)| *first == key)
+        {
             self.earlier.notify_one();
         }
     }
@@ -65,7 +76,11 @@ impl Timers {
 
     fn take_due(&self, now_ms: u64) -> Result<Timer, Option<u64>> {
         let mut pending = self.by_time.lock();
-        let first = pending.timers.first_key_value().map(|(key, _)| *key).ok_or(None)?;
+        let first = pending
+            .timers
+            .first_key_value()
+            .map(|(key, _)| *key)
+            .ok_or(None)?;
         if first.0 > now_ms {
             return Err(Some(first.0));
         }
@@ -81,10 +96,17 @@ impl Timers {
 pub(crate) async fn run(node: Arc<Node>) {
     loop {
         match node.timers.take_due(unix_ms()) {
-            Ok(Timer::Will { client, epoch, will }) => {
+            Ok(Timer::Will {
+                client,
+                epoch,
+                will,
+            }) => {
                 crate::ending::publish_will(&node, &client, epoch, &will).await;
             }
-            Ok(Timer::SessionExpiry { client, disconnected_at_ms }) => {
+            Ok(Timer::SessionExpiry {
+                client,
+                disconnected_at_ms,
+            }) => {
                 crate::ending::expire_session(&node, &client, disconnected_at_ms).await;
             }
             Err(next_ms) => {

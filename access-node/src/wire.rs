@@ -112,7 +112,8 @@ thread_local! {
 
 /// An empty buffer.
 pub(crate) fn take_buffer() -> BytesMut {
-    POOL.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(POOLED_BUFFER_BYTES))
+    POOL.with_borrow_mut(Vec::pop)
+        .unwrap_or_else(|| BytesMut::with_capacity(POOLED_BUFFER_BYTES))
 }
 
 /// Gives a buffer back.

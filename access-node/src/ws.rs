@@ -41,7 +41,9 @@ pub(crate) fn upgrade(request: &[u8]) -> Result<Option<(usize, Vec<u8>)>, WsErro
     let invalid = |error: tungstenite::Error| WsError::Upgrade(error.to_string());
     let Some((used, request)) = Request::try_parse(request).map_err(invalid)? else {
         return if request.len() > REQUEST_BYTES_MAX {
-            Err(WsError::Upgrade(format!("longer than {REQUEST_BYTES_MAX} bytes")))
+            Err(WsError::Upgrade(format!(
+                "longer than {REQUEST_BYTES_MAX} bytes"
+            )))
         } else {
             Ok(None)
         };
@@ -56,7 +58,9 @@ pub(crate) fn upgrade(request: &[u8]) -> Result<Option<(usize, Vec<u8>)>, WsErro
     if !mqtt {
         return Err(WsError::Subprotocol);
     }
-    response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
+    response
+        .headers_mut()
+        .insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
     let mut bytes = Vec::with_capacity(256);
     write_response(&mut bytes, &response).map_err(invalid)?;
     Ok(Some((used, bytes)))
@@ -101,7 +105,9 @@ fn put_header(opcode: OpCode, length: usize, out: &mut BytesMut) {
         opcode,
         mask: None,
     };
-    header.format(length as u64, &mut out.writer()).expect("writing to memory");
+    header
+        .format(length as u64, &mut out.writer())
+        .expect("writing to memory");
 }
 
 /// Where in a frame the stream stands.
@@ -138,7 +144,9 @@ impl Deframer {
                 break;
             }
             self.read_payload(&mut input, out);
-            if self.remaining == 0 && let Some((control, payload)) = self.control.take() {
+            if self.remaining == 0
+                && let Some((control, payload)) = self.control.take()
+            {
                 match control {
                     Control::Ping => pong_frame(&payload, &mut answer.frames),
                     Control::Close => answer.closed = true,
@@ -152,18 +160,19 @@ impl Deframer {
     /// Says whether a whole header was there.
     fn read_header(&mut self, input: &mut &[u8]) -> Result<bool, WsError> {
         let torn = self.torn_header.len();
-        // A header has at most 14 bytes; whatever more is taken here is given back below.
+        // A header has at most 14 bytes; what is taken of the payload here is only looked at.
         let taken = input.len().min(14);
         self.torn_header.extend_from_slice(&input[..taken]);
         let mut cursor = Cursor::new(&self.torn_header[..]);
-        let header = FrameHeader::parse(&mut cursor).map_err(|_| WsError::Reserved)?;
-        let used = usize::try_from(cursor.position()).expect("at most 14") - torn.min(14);
-        let Some((header, length)) = header else {
+        let Some((header, length)) =
+            FrameHeader::parse(&mut cursor).map_err(|_| WsError::Reserved)?
+        else {
             input.advance(taken);
             return Ok(false);
         };
-        input.advance(used);
-        self.torn_header = Vec::new();
+        let header_bytes = usize::try_from(cursor.position()).expect("at most 14");
+        input.advance(header_bytes - torn);
+        self.torn_header.clear();
         self.begin(&header, length)?;
         Ok(true)
     }
@@ -198,7 +207,9 @@ impl Deframer {
     }
 
     fn read_payload(&mut self, input: &mut &[u8], out: &mut BytesMut) {
-        let taken = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(input.len());
+        let taken = usize::try_from(self.remaining)
+            .unwrap_or(usize::MAX)
+            .min(input.len());
         let unmasked = input[..taken]
             .iter()
             .zip(self.mask.iter().cycle().skip(self.mask_offset))
@@ -243,7 +254,10 @@ mod tests {
             (masked(0x3, true, b"x"), WsError::Reserved),
             (masked(0x9, false, b"x"), WsError::Control),
             (masked(0x9, true, &[0; 126]), WsError::Control),
-            ([masked(0x2, false, b"x"), masked(0x2, true, b"x")].concat(), WsError::Fragments),
+            (
+                [masked(0x2, false, b"x"), masked(0x2, true, b"x")].concat(),
+                WsError::Fragments,
+            ),
         ];
         for (bytes, error) in cases {
             let result = Deframer::default().feed(bytes, &mut BytesMut::new());
@@ -267,9 +281,15 @@ mod tests {
         let response = String::from_utf8(response).unwrap().to_lowercase();
         assert_eq!(used, good.len());
         assert!(response.starts_with("http/1.1 101"), "{response}");
-        assert!(response.contains("sec-websocket-protocol: mqtt\r\n"), "{response}");
+        assert!(
+            response.contains("sec-websocket-protocol: mqtt\r\n"),
+            "{response}"
+        );
         assert_eq!(upgrade(request("").as_bytes()), Err(WsError::Subprotocol));
-        assert!(matches!(upgrade(b"POST / HTTP/1.1\r\n\r\n"), Err(WsError::Upgrade(_))));
+        assert!(matches!(
+            upgrade(b"POST / HTTP/1.1\r\n\r\n"),
+            Err(WsError::Upgrade(_))
+        ));
     }
 
     proptest! {
