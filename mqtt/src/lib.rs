@@ -5,7 +5,8 @@
 //! the reason code that the specification asks for.
 //!
 //! Read in this order: [`packet`] (the words), [`reason`] (how things end), [`topic`] (names and
-//! filters), [`decode`] and [`encode`] (bytes), `properties` (those of 5.0), [`fan_out`] (one PUBLISH for many receivers).
+//! filters), [`decode`] and [`encode`] (bytes), [`fan_out`] (one PUBLISH for many
+//! receivers).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
@@ -13,8 +14,10 @@ pub mod decode;
 pub mod encode;
 pub mod fan_out;
 pub mod packet;
-mod properties;
+mod packet_type;
+mod property;
 pub mod reason;
+mod stored;
 pub mod topic;
 
 pub use bytestring::ByteString;
@@ -22,5 +25,6 @@ pub use decode::{DecodeError, Decoder};
 pub use encode::EncodeError;
 pub use fan_out::EncodedPublish;
 pub use packet::*;
+pub use packet_type::PacketType;
 pub use reason::ReasonCode;
 pub use topic::{FilterError, TopicError, TopicFilter, TopicName};

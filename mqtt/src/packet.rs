@@ -9,7 +9,6 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::ReasonCode;
-use crate::decode::DecodeError;
 use crate::topic::{TopicFilter, TopicName};
 
 /// The protocol level that a CONNECT asks for.
@@ -34,13 +33,13 @@ pub enum QoS {
 }
 
 impl QoS {
-    /// From its two bits; 3 is none ([MQTT-3.3.1-4]).
-    pub(crate) fn from_bits(bits: u8) -> Result<Self, DecodeError> {
-        match bits {
-            0 => Ok(Self::AtMostOnce),
-            1 => Ok(Self::AtLeastOnce),
-            2 => Ok(Self::ExactlyOnce),
-            _ => Err(DecodeError::Malformed("QoS 3 does not exist")),
+    /// The QoS in the lowest two bits; 3 is none ([MQTT-3.3.1-4]).
+    pub(crate) fn from_bits(bits: u8) -> Option<Self> {
+        match bits & 0b11 {
+            0 => Some(Self::AtMostOnce),
+            1 => Some(Self::AtLeastOnce),
+            2 => Some(Self::ExactlyOnce),
+            _ => None,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Reason codes (MQTT 5.0 section 2.4) and their nearest 3.1.1 words.
 
+use crate::packet_type::{PacketType, Peer};
+
 /// One reason code of MQTT 5.0; those that share a value share a variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -90,6 +92,52 @@ impl ReasonCode {
     /// What a 3.1.1 SUBACK says instead: any failure is 0x80.
     pub fn suback_return_code(self) -> u8 {
         if self.is_error() { 0x80 } else { self as u8 }
+    }
+
+    /// Whether `peer` may put the code into such a packet of MQTT 5.0 (the table of each packet).
+    pub(crate) fn may_stand_in(self, packet: PacketType, peer: Peer) -> bool {
+        match packet {
+            PacketType::ConnAck => self == Self::Success || self.may_stand_in_connack(),
+            PacketType::PubAck | PacketType::PubRec => matches!(
+                self as u8,
+                0x00 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99
+            ),
+            PacketType::PubRel | PacketType::PubComp => {
+                matches!(self, Self::Success | Self::PacketIdentifierNotFound)
+            }
+            PacketType::SubAck => matches!(
+                self as u8,
+                0x00..=0x02 | 0x80 | 0x83 | 0x87 | 0x8F | 0x91 | 0x97 | 0x9E | 0xA1 | 0xA2
+            ),
+            PacketType::UnsubAck => {
+                matches!(self as u8, 0x00 | 0x11 | 0x80 | 0x83 | 0x87 | 0x8F | 0x91)
+            }
+            PacketType::Disconnect => self.may_stand_in_disconnect(peer),
+            PacketType::Auth => match self {
+                Self::Success => peer == Peer::Server,
+                Self::ContinueAuthentication => true,
+                Self::ReAuthenticate => peer == Peer::Client,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    fn may_stand_in_connack(self) -> bool {
+        matches!(
+            self as u8,
+            0x80..=0x8A | 0x8C | 0x90 | 0x95 | 0x97 | 0x99 | 0x9A | 0x9B | 0x9C | 0x9D | 0x9F
+        )
+    }
+
+    fn may_stand_in_disconnect(self, peer: Peer) -> bool {
+        match self as u8 {
+            // 0x00 is the client's, but an empty DISCONNECT of a server says it too.
+            0x00 | 0x80..=0x83 | 0x90 | 0x93..=0x99 => true,
+            0x04 => peer == Peer::Client,
+            0x87 | 0x89 | 0x8B | 0x8D..=0x8F | 0x9A..=0xA2 => peer == Peer::Server,
+            _ => false,
+        }
     }
 }
 

@@ -170,13 +170,19 @@ impl TopicFilter {
 
     /// Whether the filter can match more than one topic.
     pub fn has_wildcards(&self) -> bool {
-        self.0.as_bytes().iter().any(|byte| matches!(byte, b'+' | b'#'))
+        self.0
+            .as_bytes()
+            .iter()
+            .any(|byte| matches!(byte, b'+' | b'#'))
     }
 
     /// Whether messages published to `topic` are for this filter; for a shared subscription, for
     /// the filter behind its group.
     pub fn matches(&self, topic: impl AsRef<str>) -> bool {
-        matches(self.share().map_or(self.as_str(), |(_, filter)| filter), topic.as_ref())
+        matches(
+            self.share().map_or(self.as_str(), |(_, filter)| filter),
+            topic.as_ref(),
+        )
     }
 
     /// A copy in memory of its own, as [`TopicName::copied`].
@@ -305,7 +311,18 @@ mod tests {
 
     #[test]
     fn filters_are_checked() {
-        for good in ["#", "+", "a/#", "+/+", "/+", "a//b", "a/+/b/#", "$share", "$shared/x", "$SYS/#"] {
+        for good in [
+            "#",
+            "+",
+            "a/#",
+            "+/+",
+            "/+",
+            "a//b",
+            "a/+/b/#",
+            "$share",
+            "$shared/x",
+            "$SYS/#",
+        ] {
             assert_eq!(TopicFilter::parse(good.into()).unwrap().as_str(), good);
         }
         let long = "x".repeat(65_536);
@@ -337,8 +354,16 @@ mod tests {
     fn filters_match_as_the_specification_says() {
         for (filter, topic, expected) in [
             ("sport/tennis/player1/#", "sport/tennis/player1", true),
-            ("sport/tennis/player1/#", "sport/tennis/player1/ranking", true),
-            ("sport/tennis/player1/#", "sport/tennis/player1/score/wimbledon", true),
+            (
+                "sport/tennis/player1/#",
+                "sport/tennis/player1/ranking",
+                true,
+            ),
+            (
+                "sport/tennis/player1/#",
+                "sport/tennis/player1/score/wimbledon",
+                true,
+            ),
             ("sport/tennis/player1/#", "sport/tennis/player11", false),
             ("sport/#", "sport", true),
             ("sport/#", "sports", false),
