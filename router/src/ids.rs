@@ -27,7 +27,10 @@ impl ClientId {
             _ if text.contains('\0') => "must not contain U+0000",
             _ => return Ok(Self(text.into())),
         };
-        Err(InvalidId { what: "client id", problem })
+        Err(InvalidId {
+            what: "client id",
+            problem,
+        })
     }
 
     /// The identifier as text.
@@ -107,7 +110,10 @@ impl MessageId {
             }
             _ => return Ok(Self(text.into())),
         };
-        Err(InvalidId { what: "message id", problem })
+        Err(InvalidId {
+            what: "message id",
+            problem,
+        })
     }
 
     /// The id as text.
@@ -127,7 +133,7 @@ impl fmt::Display for MessageId {
 /// `sequence` is dense within a generation. A new generation (always a higher number) begins with
 /// sequence 1 where the store no longer knows where the previous one ended, which is only when
 /// nothing of it is left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     /// Which life of the inbox.
     pub generation: u64,
@@ -137,7 +143,10 @@ pub struct Position {
 
 impl Position {
     /// Before everything.
-    pub const START: Self = Self { generation: 0, sequence: 0 };
+    pub const START: Self = Self {
+        generation: 0,
+        sequence: 0,
+    };
 
     /// Whether nothing can lie between `self` and `next`.
     pub fn is_followed_by(self, next: Self) -> bool {
@@ -154,5 +163,7 @@ impl Position {
 pub fn unix_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
 }

@@ -117,7 +117,10 @@ pub enum Recipient {
 
 /// Where a message is in its life; the names are those of the HTTP API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the words of the public interface, explained in `EndReason`")]
+#[allow(
+    missing_docs,
+    reason = "the words of the public interface, explained in `EndReason`"
+)]
 pub enum ReceiptState {
     Accepted,
     Sent,
@@ -157,7 +160,9 @@ pub struct Receipt {
 impl Receipt {
     /// The newest state.
     pub fn state(&self) -> ReceiptState {
-        self.timeline.last().map_or(ReceiptState::Accepted, |step| step.state)
+        self.timeline
+            .last()
+            .map_or(ReceiptState::Accepted, |step| step.state)
     }
 }
 
@@ -171,7 +176,8 @@ pub trait Inboxes: Send + Sync {
     /// then looks the routes up. Answers are in the order of `appends`. The call takes its place in
     /// the order of writes when it is made, before the future is polled, so that a session can go
     /// on reading packets while earlier ones become durable.
-    fn append(&self, appends: Vec<Append>) -> BoxFuture<'static, Result<Vec<Appended>, StoreError>>;
+    fn append(&self, appends: Vec<Append>)
+    -> BoxFuture<'static, Result<Vec<Appended>, StoreError>>;
 
     /// Entries after `after`, at most `limit` and about `bytes_max` (at least one entry if there is
     /// one). Expired entries are left out.

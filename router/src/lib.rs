@@ -15,7 +15,10 @@
 //! Read in this order: [`ids`], [`message`], the seams above, then [`embedded`], the backend of a
 //! single machine: one key-value store, one writer thread, one `fdatasync` for many callers.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 pub mod contract;
+pub mod duration;
 pub mod embedded;
 pub mod ids;
 pub mod inboxes;
@@ -33,8 +36,12 @@ pub use inboxes::{
 pub use message::{Message, Origin};
 pub use nodes::{Delivery, DeliveryOutcome, Nodes, Published, SessionView};
 pub use routes::{Claim, NodeRecord, NodeState, Route, Routes};
-pub use sessions::{ReceivedPublish, Retained, SessionRecord, Sessions, StoredSubscription, StoredWill};
-pub use upstream::{DeadLetter, QueueName, Settlement, UpstreamBus, UpstreamDelivery, UpstreamMessage};
+pub use sessions::{
+    ReceivedPublish, Retained, SessionRecord, Sessions, StoredSubscription, StoredWill,
+};
+pub use upstream::{
+    DeadLetter, QueueName, Settlement, UpstreamBus, UpstreamDelivery, UpstreamMessage,
+};
 
 /// Why a store did not do what was asked; named by what the caller does next.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -159,7 +159,10 @@ impl UpstreamRoutes {
     /// The queues of a message to `topic`, in the order of the rules; none where it is not upstream.
     pub fn queues_for(&self, topic: &TopicName) -> Vec<QueueName> {
         let topic = topic.as_str();
-        let matching = self.rules.iter().filter(|(filter, _)| filter.matches(topic));
+        let matching = self
+            .rules
+            .iter()
+            .filter(|(filter, _)| filter.matches(topic));
         let mut queues: Vec<_> = matching.map(|(_, queue)| queue.clone()).collect();
         if queues.is_empty() && self.upstream.matches(topic) {
             queues.push(QueueName::new(QueueName::DEFAULT));
@@ -181,7 +184,11 @@ mod tests {
 
     fn queues(routes: &UpstreamRoutes, topic: &'static str) -> Vec<String> {
         let topic = TopicName::parse(topic.into()).unwrap();
-        routes.queues_for(&topic).iter().map(QueueName::to_string).collect()
+        routes
+            .queues_for(&topic)
+            .iter()
+            .map(QueueName::to_string)
+            .collect()
     }
 
     #[test]
@@ -196,10 +203,17 @@ mod tests {
     #[test]
     fn a_message_goes_to_every_rule_that_matches_and_else_to_the_default_queue() {
         let rule = |filter: &'static str, name| {
-            (TopicFilter::parse(filter.into()).unwrap(), QueueName::new(name))
+            (
+                TopicFilter::parse(filter.into()).unwrap(),
+                QueueName::new(name),
+            )
         };
         let upstream = TopicFilter::parse("up/#".into()).unwrap();
-        let rules = vec![rule("up/orders/#", "orders"), rule("up/+/new", "new"), rule("t/#", "t")];
+        let rules = vec![
+            rule("up/orders/#", "orders"),
+            rule("up/+/new", "new"),
+            rule("t/#", "t"),
+        ];
         let routes = UpstreamRoutes::new(upstream, rules);
         assert_eq!(queues(&routes, "up/orders/new"), ["orders", "new"]);
         assert_eq!(queues(&routes, "up/orders/7"), ["orders"]);
