@@ -26,7 +26,10 @@ impl Answer {
 
     /// A header as text, empty when absent.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("")
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("")
     }
 
     /// Asserts the status and returns the body as JSON.
@@ -47,18 +50,28 @@ impl Answer {
     pub fn problem(&self, status: u16) -> Vec<String> {
         assert_eq!(self.status, status, "the answer was: {}", self.text);
         assert!(
-            self.header("content-type").starts_with("application/problem+json"),
+            self.header("content-type")
+                .starts_with("application/problem+json"),
             "content type {:?}: {}",
             self.header("content-type"),
             self.text
         );
         let body = self.json();
         assert_eq!(body["status"], status, "{body}");
-        assert!(body["title"].as_str().is_some_and(|title| !title.is_empty()), "{body}");
+        assert!(
+            body["title"]
+                .as_str()
+                .is_some_and(|title| !title.is_empty()),
+            "{body}"
+        );
         body["errors"]
             .as_array()
             .map(|errors| {
-                errors.iter().filter_map(|one| one["field"].as_str()).map(str::to_owned).collect()
+                errors
+                    .iter()
+                    .filter_map(|one| one["field"].as_str())
+                    .map(str::to_owned)
+                    .collect()
             })
             .unwrap_or_default()
     }
@@ -83,13 +96,20 @@ impl Api {
             .timeout(Duration::from_secs(60))
             .build()
             .expect("an HTTP client without TLS needs nothing");
-        Self { client, base: format!("http://{address}"), key: key.map(str::to_owned) }
+        Self {
+            client,
+            base: format!("http://{address}"),
+            key: key.map(str::to_owned),
+        }
     }
 
     /// The same API with another key.
     #[must_use]
     pub fn with_key(&self, key: Option<&str>) -> Self {
-        Self { key: key.map(str::to_owned), ..self.clone() }
+        Self {
+            key: key.map(str::to_owned),
+            ..self.clone()
+        }
     }
 
     /// A request to be completed by the test.
@@ -105,7 +125,11 @@ impl Api {
     pub async fn try_send(&self, request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Ok(Answer { status, headers, text: response.text().await? })
+        Ok(Answer {
+            status,
+            headers,
+            text: response.text().await?,
+        })
     }
 
     /// Sends a request.
@@ -141,8 +165,13 @@ impl Api {
     /// # Panics
     /// When it is not accepted.
     pub async fn push_text(&self, client: &str, text: &str) -> String {
-        let answer = self.push(&json!({"to": {"client": client}, "payload": text})).await;
-        answer.expect(202)["id"].as_str().expect("a push has an id").to_owned()
+        let answer = self
+            .push(&json!({"to": {"client": client}, "payload": text}))
+            .await;
+        answer.expect(202)["id"]
+            .as_str()
+            .expect("a push has an id")
+            .to_owned()
     }
 
     /// The state of a message.
@@ -160,7 +189,10 @@ impl Api {
         loop {
             let path = format!("/v1/upstream?consumer={consumer}&limit=1000&wait=0s");
             let page = self.get(&path).await.expect(200);
-            let messages = page["messages"].as_array().expect("a page has messages").clone();
+            let messages = page["messages"]
+                .as_array()
+                .expect("a page has messages")
+                .clone();
             if messages.is_empty() {
                 return all;
             }

@@ -25,7 +25,10 @@ pub struct Call {
 impl Call {
     /// A header as text, empty when absent.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("")
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("")
     }
 
     /// The body as text.
@@ -58,9 +61,7 @@ impl Backend {
     ///
     /// # Panics
     /// When no port is free.
-    pub async fn answering(
-        decide: impl Fn(&Call, usize) -> Reply + Send + Sync + 'static,
-    ) -> Self {
+    pub async fn answering(decide: impl Fn(&Call, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a listener has an address");
         let calls = Arc::new(Mutex::new(Vec::new()));
@@ -73,7 +74,11 @@ impl Backend {
                 eprintln!("the test's backend ended: {error}");
             }
         });
-        Self { address, calls, task }
+        Self {
+            address,
+            calls,
+            task,
+        }
     }
 
     /// Its address with a path.
@@ -83,15 +88,22 @@ impl Backend {
 
     /// The calls so far.
     pub fn calls(&self) -> Vec<Call> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits until there were at least `count` calls.
     pub async fn await_calls(&self, count: usize) -> Vec<Call> {
-        crate::eventually(crate::waiting::SOON, &format!("{count} calls of the backend"), || async {
-            let calls = self.calls();
-            (calls.len() >= count).then_some(calls)
-        })
+        crate::eventually(
+            crate::waiting::SOON,
+            &format!("{count} calls of the backend"),
+            || async {
+                let calls = self.calls();
+                (calls.len() >= count).then_some(calls)
+            },
+        )
         .await
     }
 }
@@ -125,5 +137,7 @@ async fn answer(
         reply
     };
     tokio::time::sleep(after).await;
-    StatusCode::from_u16(status).unwrap_or(StatusCode::IM_A_TEAPOT).into_response()
+    StatusCode::from_u16(status)
+        .unwrap_or(StatusCode::IM_A_TEAPOT)
+        .into_response()
 }

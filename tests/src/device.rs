@@ -69,11 +69,19 @@ impl Device {
 
     /// Connects as told, or says why not.
     pub async fn try_connect(address: SocketAddr, connect: Connect) -> Result<Self, String> {
-        let mut device =
-            Self::socket(address, connect.version).await.map_err(|error| error.to_string())?;
-        device.send(&wire::connect(&connect)).await.map_err(|error| error.to_string())?;
+        let mut device = Self::socket(address, connect.version)
+            .await
+            .map_err(|error| error.to_string())?;
+        device
+            .send(&wire::connect(&connect))
+            .await
+            .map_err(|error| error.to_string())?;
         match device.receive(SOON).await {
-            Arrived::Packet(Packet::ConnAck { session_present, code: 0, properties }) => {
+            Arrived::Packet(Packet::ConnAck {
+                session_present,
+                code: 0,
+                properties,
+            }) => {
                 device.session_present = session_present;
                 device.connack = properties;
                 Ok(device)
@@ -136,7 +144,10 @@ impl Device {
         what: &str,
         wanted: impl Fn(&Packet) -> Option<T>,
     ) -> T {
-        if let Some(at) = self.waiting.iter().position(|packet| wanted(packet).is_some())
+        if let Some(at) = self
+            .waiting
+            .iter()
+            .position(|packet| wanted(packet).is_some())
             && let Some(found) = self.waiting.remove(at).and_then(|packet| wanted(&packet))
         {
             return found;
@@ -215,7 +226,9 @@ impl Device {
                 if reason >= 0x80 {
                     return reason;
                 }
-                self.send(&wire::pubrel(id)).await.expect("the connection is open");
+                self.send(&wire::pubrel(id))
+                    .await
+                    .expect("the connection is open");
                 self.await_packet("a PUBCOMP", |packet| match packet {
                     Packet::PubComp { packet_id, reason } if *packet_id == id => Some(*reason),
                     _ => None,
@@ -313,9 +326,13 @@ impl Device {
     /// # Panics
     /// When no PINGRESP comes.
     pub async fn ping(&mut self) {
-        self.send(&wire::PINGREQ).await.expect("the connection is open");
-        self.await_packet("a PINGRESP", |packet| matches!(packet, Packet::PingResp).then_some(()))
-            .await;
+        self.send(&wire::PINGREQ)
+            .await
+            .expect("the connection is open");
+        self.await_packet("a PINGRESP", |packet| {
+            matches!(packet, Packet::PingResp).then_some(())
+        })
+        .await;
     }
 
     /// Asserts that no PUBLISH has arrived: by a round trip, not by waiting.
@@ -324,9 +341,15 @@ impl Device {
     /// When one has.
     pub async fn has_nothing(&mut self) {
         self.ping().await;
-        let publishes: Vec<_> =
-            self.waiting.iter().filter(|packet| matches!(packet, Packet::Publish(_))).collect();
-        assert!(publishes.is_empty(), "nothing should have arrived, but {publishes:?}");
+        let publishes: Vec<_> = self
+            .waiting
+            .iter()
+            .filter(|packet| matches!(packet, Packet::Publish(_)))
+            .collect();
+        assert!(
+            publishes.is_empty(),
+            "nothing should have arrived, but {publishes:?}"
+        );
     }
 
     /// Ends the connection the proper way and waits until the server has closed its side.
@@ -336,7 +359,9 @@ impl Device {
 
     /// Ends the connection with a reason and properties (MQTT 5.0).
     pub async fn disconnect_with(mut self, reason: u8, properties: &wire::Properties) {
-        _ = self.send(&wire::disconnect(self.version, reason, properties)).await;
+        _ = self
+            .send(&wire::disconnect(self.version, reason, properties))
+            .await;
         while !matches!(self.receive(SOON).await, Arrived::Closed | Arrived::Nothing) {}
     }
 

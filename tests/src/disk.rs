@@ -72,7 +72,8 @@ impl SmallDisk {
         let mut file = File::create(self.ballast()).expect("the disk takes a file");
         let block = vec![0xAA; 64 * 1024];
         for _ in 0..free.saturating_sub(bytes) / block.len() as u64 {
-            file.write_all(&block).expect("there is room for the ballast");
+            file.write_all(&block)
+                .expect("there is room for the ballast");
         }
     }
 
@@ -96,7 +97,11 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let program = if rustix::process::geteuid().is_root() { "umount" } else { "sudo" };
+        let program = if rustix::process::geteuid().is_root() {
+            "umount"
+        } else {
+            "sudo"
+        };
         let mut command = Command::new(program);
         if program == "sudo" {
             command.args(["-n", "umount"]);

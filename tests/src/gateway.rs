@@ -37,7 +37,10 @@ pub struct Options {
 impl Options {
     /// With a configuration file.
     pub fn config(text: &str) -> Self {
-        Self { config: Some(text.to_owned()), ..Self::default() }
+        Self {
+            config: Some(text.to_owned()),
+            ..Self::default()
+        }
     }
 
     /// Allows ERROR lines that contain `part`.
@@ -88,7 +91,11 @@ impl Ended {
     #[track_caller]
     pub fn one_line(&self, code: i32) -> &str {
         assert_eq!(self.status.code(), Some(code), "{self:?}");
-        let lines: Vec<&str> = self.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+        let lines: Vec<&str> = self
+            .stderr
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
         assert_eq!(lines.len(), 1, "one clear line was expected: {self:?}");
         assert!(!self.stdout.contains("ready"), "{self:?}");
         lines[0]
@@ -119,8 +126,14 @@ pub struct Gateway {
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("MOORLINE_BIN") {
         let path = PathBuf::from(path);
-        assert!(path.is_file(), "MOORLINE_BIN={} is not a file", path.display());
-        return path.canonicalize().expect("an existing file has an absolute path");
+        assert!(
+            path.is_file(),
+            "MOORLINE_BIN={} is not a file",
+            path.display()
+        );
+        return path
+            .canonicalize()
+            .expect("an existing file has an absolute path");
     }
     let mut target = std::env::current_exe().expect("a running program has a path");
     while target.pop() {
@@ -151,8 +164,15 @@ impl Gateway {
             .expect("a temporary directory can be made");
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let log = Log::default();
-        let mut gateway =
-            Self { child: None, options, log, work, mqtt: nowhere, ws: nowhere, http: nowhere };
+        let mut gateway = Self {
+            child: None,
+            options,
+            log,
+            work,
+            mqtt: nowhere,
+            ws: nowhere,
+            http: nowhere,
+        };
         gateway.launch();
         gateway
     }
@@ -163,7 +183,9 @@ impl Gateway {
     /// When it does not end.
     pub fn run_to_end(options: &Options) -> Ended {
         let work = tempfile::tempdir().expect("a temporary directory can be made");
-        let child = command(options, work.path()).spawn().expect("the binary can be started");
+        let child = command(options, work.path())
+            .spawn()
+            .expect("the binary can be started");
         wait_with_output(child, SOON)
     }
 
@@ -178,8 +200,9 @@ impl Gateway {
     }
 
     fn launch(&mut self) {
-        let mut child =
-            command(&self.options, self.work.path()).spawn().expect("the binary can be started");
+        let mut child = command(&self.options, self.work.path())
+            .spawn()
+            .expect("the binary can be started");
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
         let lines = follow(stdout, Arc::clone(&self.log), "out");
@@ -198,8 +221,9 @@ impl Gateway {
             if line == "ready" {
                 break;
             }
-            if let Some((kind, address)) =
-                line.strip_prefix("listening ").and_then(|rest| rest.split_once(' '))
+            if let Some((kind, address)) = line
+                .strip_prefix("listening ")
+                .and_then(|rest| rest.split_once(' '))
             {
                 let address = address.parse().expect("a listener has an address");
                 match kind {
@@ -211,7 +235,11 @@ impl Gateway {
             }
         }
         for (what, address) in [("mqtt", self.mqtt), ("ws", self.ws), ("http", self.http)] {
-            assert_ne!(address.port(), 0, "no `listening {what}` line before `ready`");
+            assert_ne!(
+                address.port(),
+                0,
+                "no `listening {what}` line before `ready`"
+            );
         }
     }
 
@@ -238,7 +266,10 @@ impl Gateway {
     /// When it had ended by itself.
     pub fn kill9(&mut self) {
         let status = self.child().try_wait().expect("a child can be asked");
-        assert!(status.is_none(), "the gateway had ended by itself: {status:?}");
+        assert!(
+            status.is_none(),
+            "the gateway had ended by itself: {status:?}"
+        );
         self.child().kill().expect("a running child can be killed");
         self.child().wait().expect("a killed child ends");
         self.child = None;
@@ -264,7 +295,11 @@ impl Gateway {
                 self.child = None;
                 return status;
             }
-            assert!(Instant::now() < deadline, "the gateway did not end within {:?}", 2 * SOON);
+            assert!(
+                Instant::now() < deadline,
+                "the gateway did not end within {:?}",
+                2 * SOON
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -311,7 +346,10 @@ impl Gateway {
     pub fn rss_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
             .expect("a running process has a status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has an RSS");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("it has an RSS");
         let kilobytes: u64 = line
             .split_whitespace()
             .nth(1)
@@ -322,14 +360,23 @@ impl Gateway {
 
     /// What was printed and logged since the first start.
     pub fn log(&self) -> Vec<String> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn unexpected_errors(&self) -> Vec<String> {
         self.log()
             .into_iter()
             .filter(|line| is_error(line))
-            .filter(|line| !self.options.expected_errors.iter().any(|part| line.contains(part)))
+            .filter(|line| {
+                !self
+                    .options
+                    .expected_errors
+                    .iter()
+                    .any(|part| line.contains(part))
+            })
             .collect()
     }
 }
@@ -363,7 +410,10 @@ fn is_error(line: &str) -> bool {
 }
 
 fn data_dir(options: &Options, work: &Path) -> PathBuf {
-    options.data_dir.clone().unwrap_or_else(|| work.join("data"))
+    options
+        .data_dir
+        .clone()
+        .unwrap_or_else(|| work.join("data"))
 }
 
 /// The command line of a gateway; every listener that `options` does not place gets a free port.
@@ -394,7 +444,10 @@ fn command(options: &Options, work: &Path) -> Command {
     }
     command.args(&options.args);
     command.envs(options.env.iter().map(|(name, value)| (name, value)));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -404,7 +457,9 @@ fn follow(source: impl Read + Send + 'static, log: Log, name: &'static str) -> R
     std::thread::spawn(move || {
         for line in BufReader::new(source).lines() {
             let Ok(line) = line else { return };
-            log.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{name}: {line}"));
+            log.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(format!("{name}: {line}"));
             // Nobody listens after `ready`.
             _ = sender.try_send(line);
         }
@@ -439,5 +494,9 @@ pub fn wait_with_output(mut child: Child, patience: Duration) -> Ended {
         _ = child.wait();
         panic!("the program did not end within {patience:?}");
     };
-    Ended { status: child.wait().expect("a child can be waited for"), stdout, stderr }
+    Ended {
+        status: child.wait().expect("a child can be waited for"),
+        stdout,
+        stderr,
+    }
 }

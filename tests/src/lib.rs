@@ -11,7 +11,10 @@
 //! | `MOORLINE_TEST_SEED` | repeats one run's random choices |
 //! | `MOORLINE_TEST_ROUNDS` | rounds of the tests that kill the gateway (default 10) |
 //! | `MOORLINE_TEST_PYTHON` | a Python that has `tests/python/requirements.txt` |
-#![allow(clippy::print_stderr, reason = "a test speaks to the person who runs it")]
+#![allow(
+    clippy::print_stderr,
+    reason = "a test speaks to the person who runs it"
+)]
 
 pub mod api;
 pub mod backend;

@@ -45,7 +45,10 @@ impl Running {
     /// # Panics
     /// When there is none in time.
     pub async fn line(&self) -> String {
-        crate::eventually(SOON, "a line of output", || async { self.lines.try_recv().ok() }).await
+        crate::eventually(SOON, "a line of output", || async {
+            self.lines.try_recv().ok()
+        })
+        .await
     }
 
     /// Reads lines until one contains `part`.
@@ -66,7 +69,10 @@ impl Running {
     /// # Panics
     /// When it was taken before.
     pub fn stdin(&mut self) -> std::process::ChildStdin {
-        self.child.stdin.take().expect("stdin is piped and taken once")
+        self.child
+            .stdin
+            .take()
+            .expect("stdin is piped and taken once")
     }
 }
 
@@ -81,7 +87,14 @@ impl Drop for Running {
 /// `mosquitto_pub` or `mosquitto_sub` with where to connect to.
 pub fn mosquitto(program: &str, address: SocketAddr, args: &[&str]) -> Command {
     let mut command = Command::new(program);
-    command.args(["-h", &address.ip().to_string(), "-p", &address.port().to_string()]).args(args);
+    command
+        .args([
+            "-h",
+            &address.ip().to_string(),
+            "-p",
+            &address.port().to_string(),
+        ])
+        .args(args);
     command
 }
 
@@ -117,6 +130,9 @@ fn interpreter() -> PathBuf {
         return path.into();
     }
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.test-env/python/bin/python3");
-    assert!(own.is_file(), "no Python environment: run scripts/test, or set MOORLINE_TEST_PYTHON");
+    assert!(
+        own.is_file(),
+        "no Python environment: run scripts/test, or set MOORLINE_TEST_PYTHON"
+    );
     own
 }

@@ -23,7 +23,10 @@ impl Random {
     }
 
     /// The next number.
-    #[allow(clippy::should_implement_trait, reason = "an endless sequence needs no Option")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "an endless sequence needs no Option"
+    )]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -45,5 +48,8 @@ impl Random {
 
 /// How often the tests that kill the gateway do so.
 pub fn rounds() -> u64 {
-    std::env::var("MOORLINE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
+    std::env::var("MOORLINE_TEST_ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(10)
 }

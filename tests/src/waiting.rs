@@ -20,7 +20,10 @@ where
         if let Some(answer) = check().await {
             return answer;
         }
-        assert!(started.elapsed() < deadline, "not within {deadline:?}: {what}");
+        assert!(
+            started.elapsed() < deadline,
+            "not within {deadline:?}: {what}"
+        );
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(100));
     }

@@ -90,7 +90,8 @@ impl Connect {
     pub fn persistent(mut self) -> Self {
         self.clean_start = false;
         if self.version == V5 {
-            self.properties.push((property::SESSION_EXPIRY, Value::Four(3600)));
+            self.properties
+                .push((property::SESSION_EXPIRY, Value::Four(3600)));
         }
         self
     }
@@ -133,7 +134,12 @@ pub struct Publish {
 impl Publish {
     /// A message; the packet identifier is filled in by whoever sends it.
     pub fn new(topic: &str, qos: u8, payload: impl Into<Vec<u8>>) -> Self {
-        Self { topic: topic.to_owned(), qos, payload: payload.into(), ..Self::default() }
+        Self {
+            topic: topic.to_owned(),
+            qos,
+            payload: payload.into(),
+            ..Self::default()
+        }
     }
 
     /// To be kept by the server.
@@ -165,7 +171,10 @@ impl Publish {
 
     /// The first value of a property.
     pub fn property(&self, id: u8) -> Option<&Value> {
-        self.properties.iter().find(|(key, _)| *key == id).map(|(_, value)| value)
+        self.properties
+            .iter()
+            .find(|(key, _)| *key == id)
+            .map(|(_, value)| value)
     }
 }
 
@@ -173,16 +182,41 @@ impl Publish {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the specification's words")]
 pub enum Packet {
-    ConnAck { session_present: bool, code: u8, properties: Properties },
+    ConnAck {
+        session_present: bool,
+        code: u8,
+        properties: Properties,
+    },
     Publish(Publish),
-    PubAck { packet_id: u16, reason: u8 },
-    PubRec { packet_id: u16, reason: u8 },
-    PubRel { packet_id: u16, reason: u8 },
-    PubComp { packet_id: u16, reason: u8 },
-    SubAck { packet_id: u16, codes: Vec<u8> },
-    UnsubAck { packet_id: u16, codes: Vec<u8> },
+    PubAck {
+        packet_id: u16,
+        reason: u8,
+    },
+    PubRec {
+        packet_id: u16,
+        reason: u8,
+    },
+    PubRel {
+        packet_id: u16,
+        reason: u8,
+    },
+    PubComp {
+        packet_id: u16,
+        reason: u8,
+    },
+    SubAck {
+        packet_id: u16,
+        codes: Vec<u8>,
+    },
+    UnsubAck {
+        packet_id: u16,
+        codes: Vec<u8>,
+    },
     PingResp,
-    Disconnect { reason: u8, properties: Properties },
+    Disconnect {
+        reason: u8,
+        properties: Properties,
+    },
 }
 
 fn var(mut number: u32, out: &mut Vec<u8>) {
@@ -218,14 +252,20 @@ fn properties(list: &Properties, out: &mut Vec<u8>) {
             }
         }
     }
-    var(u32::try_from(body.len()).expect("tests send few properties"), out);
+    var(
+        u32::try_from(body.len()).expect("tests send few properties"),
+        out,
+    );
     out.extend(body);
 }
 
 /// A packet of a type and flags byte and a body.
 pub fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     let mut out = vec![first];
-    var(u32::try_from(body.len()).expect("tests send small packets"), &mut out);
+    var(
+        u32::try_from(body.len()).expect("tests send small packets"),
+        &mut out,
+    );
     out.extend(body);
     out
 }
@@ -235,10 +275,9 @@ pub fn connect(connect: &Connect) -> Vec<u8> {
     let mut body = Vec::new();
     text(b"MQTT", &mut body);
     body.push(connect.version);
-    let will_flags = connect
-        .will
-        .as_ref()
-        .map_or(0, |will| 0x04 | (will.qos << 3) | (u8::from(will.retain) << 5));
+    let will_flags = connect.will.as_ref().map_or(0, |will| {
+        0x04 | (will.qos << 3) | (u8::from(will.retain) << 5)
+    });
     body.push(
         (u8::from(connect.clean_start) << 1)
             | will_flags
@@ -277,8 +316,7 @@ pub fn publish(version: u8, publish: &Publish) -> Vec<u8> {
         properties(&publish.properties, &mut body);
     }
     body.extend(&publish.payload);
-    let first =
-        0x30 | (u8::from(publish.dup) << 3) | (publish.qos << 1) | u8::from(publish.retain);
+    let first = 0x30 | (u8::from(publish.dup) << 3) | (publish.qos << 1) | u8::from(publish.retain);
     packet(first, &body)
 }
 
@@ -309,7 +347,12 @@ pub fn pubcomp(packet_id: u16) -> Vec<u8> {
 }
 
 /// SUBSCRIBE to filters with their options byte.
-pub fn subscribe(version: u8, packet_id: u16, list: &Properties, filters: &[(&str, u8)]) -> Vec<u8> {
+pub fn subscribe(
+    version: u8,
+    packet_id: u16,
+    list: &Properties,
+    filters: &[(&str, u8)],
+) -> Vec<u8> {
     let mut body = packet_id.to_be_bytes().to_vec();
     if version == V5 {
         properties(list, &mut body);
@@ -351,8 +394,10 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
-        let (taken, rest) =
-            self.0.split_at_checked(count).ok_or("the packet is shorter than it says")?;
+        let (taken, rest) = self
+            .0
+            .split_at_checked(count)
+            .ok_or("the packet is shorter than it says")?;
         self.0 = rest;
         Ok(taken)
     }
@@ -415,13 +460,19 @@ impl<'a> Reader<'a> {
     }
 
     fn end(self) -> Result<(), String> {
-        if self.0.is_empty() { Ok(()) } else { Err(format!("{} bytes too many", self.0.len())) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{} bytes too many", self.0.len()))
+        }
     }
 }
 
 /// Takes one packet off the front of `buffer`; `None` when it is not complete yet.
 pub fn decode(version: u8, buffer: &mut Vec<u8>) -> Result<Option<Packet>, String> {
-    let Some(&first) = buffer.first() else { return Ok(None) };
+    let Some(&first) = buffer.first() else {
+        return Ok(None);
+    };
     let mut header = Reader(&buffer[1..]);
     let length = match header.var() {
         Ok(length) => length as usize,
@@ -458,7 +509,15 @@ fn body(version: u8, first: u8, bytes: &[u8]) -> Result<Packet, String> {
             let properties = if v5 { body.properties()? } else { Vec::new() };
             let payload = std::mem::take(&mut body.0).to_vec();
             let (dup, retain) = (first & 8 != 0, first & 1 != 0);
-            Packet::Publish(Publish { topic, payload, qos, retain, dup, packet_id, properties })
+            Packet::Publish(Publish {
+                topic,
+                payload,
+                qos,
+                retain,
+                dup,
+                packet_id,
+                properties,
+            })
         }
         0x40 | 0x50 | 0x62 | 0x70 => {
             let packet_id = body.two()?;
@@ -489,10 +548,18 @@ fn body(version: u8, first: u8, bytes: &[u8]) -> Result<Packet, String> {
         0xD0 => Packet::PingResp,
         0xE0 if v5 => {
             let reason = if body.0.is_empty() { 0 } else { body.byte()? };
-            let properties = if body.0.is_empty() { Vec::new() } else { body.properties()? };
+            let properties = if body.0.is_empty() {
+                Vec::new()
+            } else {
+                body.properties()?
+            };
             Packet::Disconnect { reason, properties }
         }
-        _ => return Err(format!("a server does not send {first:#04x} to version {version}")),
+        _ => {
+            return Err(format!(
+                "a server does not send {first:#04x} to version {version}"
+            ));
+        }
     };
     body.end()?;
     Ok(packet)
@@ -523,6 +590,11 @@ mod tests {
     #[test]
     fn a_connect_has_the_bytes_of_the_specification() {
         let bytes = connect(&Connect::new(V3, "a").keep_alive(60));
-        assert_eq!(bytes, [0x10, 13, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, 1, b'a']);
+        assert_eq!(
+            bytes,
+            [
+                0x10, 13, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, 1, b'a'
+            ]
+        );
     }
 }

@@ -1,5 +1,20 @@
 //! The built gateway seen from outside. Every name is a sentence about it.
 #![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(clippy::print_stderr, reason = "a test speaks to the person who runs it")]
+#![allow(
+    clippy::print_stderr,
+    reason = "a test speaks to the person who runs it"
+)]
 
+mod disk_full;
+mod interop;
+mod killed;
 mod malformed;
+mod operations;
+mod pubsub;
+mod push;
+mod sessions;
+mod slow_reader;
+mod startup;
+mod support;
+mod takeover;
+mod upstream;
