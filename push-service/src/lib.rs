@@ -1,1 +1,103 @@
-//! placeholder
+//! The HTTP API: pushes, receipts, clients, what devices sent, dead letters.
+//!
+//! Stateless: what it promises is kept in the router's stores, and the way to a device is the router's
+//! [`Nodes`]. It never opens a socket to a device and knows nothing of MQTT but topic names and properties.
+//!
+//! Read in this order: [`push`] (the one door through which every push goes), `request` (what the JSON of a push
+//! may say), `api` (one file a resource), [`problem`] (every other answer), [`keys`] (who may).
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
+mod api;
+pub mod config;
+pub mod keys;
+mod metrics;
+pub mod problem;
+pub mod push;
+mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use axum::serve::ListenerExt as _;
+use moorline_router::embedded::EmbeddedStore;
+use moorline_router::{Nodes, Stores};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub use config::Config;
+pub use keys::{ApiKeyRecord, Scope};
+pub use metrics::{MetricsHandle, install_metrics};
+
+/// How often what was recorded is folded into the histograms' buckets.
+const FOLD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the HTTP API is given.
+pub struct PushService {
+    /// The `[http]` section; must be valid.
+    pub config: Config,
+    /// The router's stores.
+    pub stores: Stores,
+    /// The way to the access nodes.
+    pub nodes: Arc<dyn Nodes>,
+    /// Serves `/v1/upstream`, where the bus is the embedded one.
+    pub upstream_log: Option<Arc<EmbeddedStore>>,
+    /// Keys beside those of the configuration.
+    pub keys: Vec<ApiKeyRecord>,
+    /// What `/metrics` renders.
+    pub metrics: MetricsHandle,
+    /// Set when the process is to stop: `/readyz` says no from then on.
+    pub draining: Arc<AtomicBool>,
+    /// The first level of the topics that belong to one device: `d` in `d/{client}/push`.
+    pub device_topics: String,
+}
+
+/// Why the HTTP API ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(String),
+    /// The listener failed.
+    #[error("the http listener failed: {0}")]
+    Listener(#[from] std::io::Error),
+}
+
+/// Serves until `shutdown` resolves, then finishes the requests in flight for at most
+/// `http.shutdown_timeout`; long polls and event streams end at once.
+pub async fn serve(
+    listener: TcpListener,
+    service: PushService,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
+    let shutdown_timeout = service.config.shutdown_timeout;
+    let metrics = service.metrics.clone();
+    let (stop_sender, stop) = watch::channel(false);
+    let app = api::app(service, stop.clone()).map_err(ServeError::Config)?;
+    let listener = listener.tap_io(|socket| {
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+    });
+    let server = axum::serve(listener, app)
+        .with_graceful_shutdown(api::stopped(stop))
+        .into_future();
+    let stopping = async move {
+        shutdown.await;
+        stop_sender.send_replace(true);
+        tokio::time::sleep(shutdown_timeout).await;
+    };
+    let folding = async move {
+        loop {
+            tokio::time::sleep(FOLD_INTERVAL).await;
+            metrics.fold();
+        }
+    };
+    tokio::select! {
+        result = server => result?,
+        () = stopping => tracing::warn!("requests in flight were cut off at the end of http.shutdown_timeout"),
+        () = folding => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! The description of the API: OpenAPI 3.1, from the same attributes that make the routes. A copy stands in
+//! `docs/openapi.json`.
+
+use std::collections::BTreeMap;
+
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Content, Header, OpenApi, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::{IntoResponses, Modify};
+
+use crate::problem::{Document as ProblemDocument, FieldError};
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Moorline",
+        description = "Push to devices on long MQTT connections, see what became of it, read what devices send. Every answer that is not what was asked for is a problem document (RFC 9457).",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    components(schemas(ProblemDocument, FieldError)),
+    tags(
+        (name = "push", description = "To devices and topics"),
+        (name = "messages", description = "What became of a push"),
+        (name = "clients", description = "Devices and what waits for them"),
+        (name = "upstream", description = "What devices sent"),
+        (name = "dead letters", description = "What could not be handed to its backend"),
+        (name = "operations", description = "Health, metrics, nodes"),
+    ),
+    modifiers(&Key),
+)]
+pub(super) struct Document;
+
+struct Key;
+
+impl Modify for Key {
+    fn modify(&self, document: &mut OpenApi) {
+        let key = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(
+                "An API key; its scopes are push, read, admin and upstream",
+            ))
+            .build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("key", SecurityScheme::Http(key));
+    }
+}
+
+/// As it is served and committed.
+pub(super) fn to_json(document: &OpenApi) -> String {
+    let mut json = document
+        .to_pretty_json()
+        .expect("the document is made of text, numbers and lists");
+    json.push('\n');
+    json
+}
+
+type Responses = BTreeMap<String, RefOr<Response>>;
+
+fn problem(status: &str, description: &str) -> (String, RefOr<Response>) {
+    let content = Content::new(Some(RefOr::<utoipa::openapi::Schema>::Ref(
+        Ref::from_schema_name("Problem"),
+    )));
+    let mut response = ResponseBuilder::new()
+        .description(description)
+        .content("application/problem+json", content);
+    if matches!(status, "429" | "503") {
+        let mut header = Header::default();
+        header.description = Some("Seconds until the same request may succeed".to_owned());
+        response = response.header("Retry-After", header);
+    }
+    (status.to_owned(), RefOr::T(response.build()))
+}
+
+macro_rules! problems {
+    ($($(#[$doc:meta])* $name:ident: $(($status:literal, $description:literal)),+;)+) => {
+        $($(#[$doc])*
+        pub(super) enum $name {}
+        impl IntoResponses for $name {
+            fn responses() -> Responses {
+                [$(problem($status, $description)),+].into()
+            }
+        })+
+    };
+}
+
+problems! {
+    /// Of every call that needs a key.
+    CallProblems:
+        ("400", "A parameter, a header or a field of the body is wrong; `errors` names each"),
+        ("401", "No API key, or one that is not known"),
+        ("403", "The API key lacks the scope");
+    /// Of every call with a body.
+    BodyProblems:
+        ("413", "The body or the payload is too large"),
+        ("415", "The body is not declared as JSON");
+    ConflictProblem:
+        ("409", "The Idempotency-Key was used for another request, or the first request with it is still running");
+    EndedProblem: ("409", "The message has ended already");
+    FullProblem: ("429", "The inbox or queue is full and its policy is to reject");
+    NotFoundProblem: ("404", "There is no such thing");
+    ReceiptProblem: ("404", "No receipt of this message: it was never accepted, or its receipt has expired");
+    StoreProblem: ("503", "The store cannot make things durable at this moment; nothing was promised");
+}

@@ -1,0 +1,150 @@
+//! What operators and their machines ask: nodes, health, metrics, this API's description.
+
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use moorline_router::embedded::Health;
+use moorline_router::{NodeRecord, NodeState};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::document::{CallProblems, StoreProblem};
+use super::extract::{Caller, Read};
+use super::{Api, Shared};
+use crate::problem::Problem;
+
+/// An access node.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Node {
+    /// Names one run of its process.
+    id: String,
+    /// Where other services reach it; absent where it lives in this process.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    address: String,
+    /// The program's version.
+    version: String,
+    /// `up` or `draining`.
+    state: &'static str,
+    /// Connections held, as of the last renewal of its lease.
+    connections: u64,
+}
+
+impl From<NodeRecord> for Node {
+    fn from(node: NodeRecord) -> Self {
+        Self {
+            id: node.id.to_string(),
+            address: node.address,
+            version: node.version,
+            state: match node.state {
+                NodeState::Up => "up",
+                NodeState::Draining => "draining",
+            },
+            connections: node.connections,
+        }
+    }
+}
+
+/// Every access node.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Nodes {
+    /// Those whose lease is valid.
+    nodes: Vec<Node>,
+}
+
+/// List the access nodes.
+#[utoipa::path(
+    get, path = "/v1/nodes", tag = "operations", security(("key" = ["read"])),
+    responses((status = 200, description = "Nodes that are alive", body = Nodes), CallProblems, StoreProblem)
+)]
+pub(super) async fn nodes(State(api): Shared, _: Caller<Read>) -> Result<Json<Nodes>, Problem> {
+    let nodes = api.stores.routes.nodes().await?;
+    Ok(Json(Nodes {
+        nodes: nodes.into_iter().map(Node::from).collect(),
+    }))
+}
+
+/// The process is alive.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Alive {
+    /// Always `ok`.
+    status: &'static str,
+}
+
+/// Whether the process is alive.
+#[utoipa::path(
+    get, path = "/healthz", tag = "operations", security(()),
+    responses((status = 200, description = "It is", body = Alive))
+)]
+pub(super) async fn alive() -> Json<Alive> {
+    Json(Alive { status: "ok" })
+}
+
+/// Whether new work is taken.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Readiness {
+    /// Whether devices and pushes are welcome.
+    ready: bool,
+    /// Why not; empty where it is ready.
+    reasons: Vec<String>,
+}
+
+/// Whether new devices and pushes are taken.
+#[utoipa::path(
+    get, path = "/readyz", tag = "operations", security(()),
+    responses(
+        (status = 200, description = "They are", body = Readiness),
+        (status = 503, description = "They are not: the process is leaving, or its store cannot make things durable", body = Readiness,
+            headers(("Retry-After" = u32, description = "Seconds"))),
+    )
+)]
+pub(super) async fn ready(State(api): Shared) -> Response {
+    let reasons = reasons_against(&api).await;
+    let readiness = Readiness {
+        ready: reasons.is_empty(),
+        reasons,
+    };
+    if readiness.ready {
+        return Json(readiness).into_response();
+    }
+    let retry = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
+    (StatusCode::SERVICE_UNAVAILABLE, retry, Json(readiness)).into_response()
+}
+
+async fn reasons_against(api: &Api) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if api.draining.load(Ordering::Acquire) || *api.stop.borrow() {
+        reasons.push("draining: this process is about to stop".to_owned());
+    }
+    if let Some(store) = api.upstream_log.clone() {
+        // It asks the file system.
+        match tokio::task::spawn_blocking(move || store.health()).await {
+            Ok(Health::Ready) => {}
+            Ok(Health::Unavailable(cause)) => reasons.push(format!("store: {cause}")),
+            Err(error) => reasons.push(format!("store: its health is not known: {error}")),
+        }
+    }
+    reasons
+}
+
+/// What is counted, in the Prometheus text format.
+#[utoipa::path(
+    get, path = "/metrics", tag = "operations", security(()),
+    responses((status = 200, description = "Every metric of this process", body = String, content_type = "text/plain; version=0.0.4"))
+)]
+pub(super) async fn metrics(State(api): Shared) -> Response {
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], api.metrics.render()).into_response()
+}
+
+/// This description of the API.
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "operations", security(()),
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value))
+)]
+pub(super) async fn document(State(api): Shared) -> Response {
+    let kind = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, kind)], api.document.clone()).into_response()
+}
