@@ -80,14 +80,17 @@ enum Event {
 }
 
 impl Connection {
-    /// Serves the connection to its end and says why it ended. `first` are bytes that came behind
-    /// the CONNECT.
-    pub(crate) async fn run(&mut self, first: Bytes) -> CloseReason {
-        let mut turn = Ok(());
-        if !first.is_empty() {
-            let data = self.reader.accept_decoded(first);
-            turn = self.on_received(data);
-        }
+    /// Takes what came behind the CONNECT in the same read.
+    pub(crate) fn begin(&mut self, first: Bytes) -> Result<(), CloseReason> {
+        self.on_received(Received {
+            data: first,
+            answer: None,
+            read_bytes: 0,
+        })
+    }
+
+    /// Serves the connection to its end and says why it ended. `turn` is the outcome so far.
+    pub(crate) async fn run(&mut self, mut turn: Result<(), CloseReason>) -> CloseReason {
         loop {
             if let Err(reason) = turn {
                 return reason;
@@ -275,10 +278,10 @@ impl Connection {
 mod tests {
     use super::*;
 
-    /// The future of an idle connection is one of these plus the wait; what is rare is boxed.
+    /// Each connected device has one; what is rare is boxed.
     #[test]
     fn an_idle_connection_is_small() {
         let size = size_of::<Connection>();
-        assert!(size <= 240, "Connection grew to {size} bytes");
+        assert!(size <= 176, "Connection grew to {size} bytes");
     }
 }

@@ -23,7 +23,7 @@ const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Ends a connection whose loop has returned `reason`.
-pub(crate) async fn finish(mut connection: Connection, reason: CloseReason) {
+pub(crate) async fn finish(mut connection: Box<Connection>, reason: CloseReason) {
     let node = Arc::clone(&connection.node);
     let session = Arc::clone(&connection.session);
     if let Some(link) = session.lock().link_of(connection.epoch) {

@@ -4,8 +4,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::close_reason::CloseReason;
+use crate::connection::Connection;
 use crate::ending;
 use crate::handshake::{self, HandshakeError};
 use crate::node::{Counted, Node};
@@ -22,7 +25,8 @@ pub(crate) async fn run(node: Arc<Node>, listener: TcpListener, transport: Trans
             Ok((stream, _)) => {
                 failing = false;
                 let counted = node.count_connection();
-                tokio::spawn(serve(Arc::clone(&node), stream, transport, counted));
+                let handshake = handshake(Arc::clone(&node), stream, transport, counted);
+                tokio::spawn(serve(Box::pin(handshake)));
             }
             Err(error) if is_of_one_peer(&error) => {}
             Err(error) => {
@@ -46,29 +50,48 @@ fn is_of_one_peer(error: &io::Error) -> bool {
     )
 }
 
-/// One connection from the first byte to the last. The beginning and the end are boxed: in
-/// between, which is most of the time, the task holds only what waiting needs.
-async fn serve(node: Arc<Node>, stream: TcpStream, transport: Transport, counted: Counted) {
-    let accepted = Box::pin(handshake(&node, stream, transport)).await;
-    drop(node);
-    let Some((mut connection, first)) = accepted else {
+/// One connection from the first byte to the last. What waits for most of that time is a pointer to
+/// the connection: the beginning and the end are boxed and gone when they are over.
+async fn serve(handshake: BoxFuture<'static, Option<Begun>>) {
+    let Some(Begun {
+        mut connection,
+        turn,
+        counted,
+    }) = handshake.await
+    else {
         return;
     };
-    let reason = connection.run(first).await;
+    let reason = connection.run(turn).await;
     Box::pin(ending::finish(connection, reason)).await;
     drop(counted);
 }
 
+/// A connection whose handshake is over.
+struct Begun {
+    connection: Box<Connection>,
+    /// What came of the packets that followed the CONNECT at once.
+    turn: Result<(), CloseReason>,
+    counted: Counted,
+}
+
 async fn handshake(
-    node: &Arc<Node>,
+    node: Arc<Node>,
     stream: TcpStream,
     transport: Transport,
-) -> Option<(crate::connection::Connection, bytes::Bytes)> {
+    counted: Counted,
+) -> Option<Begun> {
     let peer = stream.peer_addr().ok();
     // Small packets must not wait for each other; a failure only costs latency.
     let _ = stream.set_nodelay(true);
-    match handshake::accept(node, stream, transport).await {
-        Ok(connected) => return Some(connected),
+    match handshake::accept(&node, stream, transport).await {
+        Ok((mut connection, first)) => {
+            let turn = connection.begin(first);
+            return Some(Begun {
+                connection: Box::new(connection),
+                turn,
+                counted,
+            });
+        }
         Err(HandshakeError::Store(error)) => {
             tracing::warn!(?peer, %error, "device refused, the store does not answer");
         }
@@ -76,4 +99,17 @@ async fn handshake(
     }
     node.metrics.connects_refused.increment(1);
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each connected device keeps one such future for as long as it is connected, nearly all of the
+    /// time in the wait of `Connection::run`. Growth here is memory per idle device.
+    #[test]
+    fn the_task_of_a_connection_is_small() {
+        let size = size_of_val(&serve(Box::pin(std::future::ready(None))));
+        assert!(size <= 72, "the task of a connection grew to {size} bytes");
+    }
 }

@@ -118,15 +118,6 @@ impl Reader {
         })
     }
 
-    /// As [`Reader::accept`] for bytes that came out of the frames already.
-    pub(crate) fn accept_decoded(&mut self, data: Bytes) -> Received {
-        Received {
-            data,
-            answer: None,
-            read_bytes: 0,
-        }
-    }
-
     fn take_torn(&mut self) -> Bytes {
         if self.torn.len() < self.torn_needs {
             return Bytes::new();

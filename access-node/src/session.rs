@@ -209,6 +209,6 @@ mod tests {
     #[test]
     fn an_idle_session_is_small() {
         let size = size_of::<Session>();
-        assert!(size <= 352, "Session grew to {size} bytes");
+        assert!(size <= 248, "Session grew to {size} bytes");
     }
 }
