@@ -27,8 +27,9 @@ fn now_us() -> u64 {
 }
 
 impl Epochs {
-    /// Continues above the mark of an earlier run.
+    /// Continues above the mark of an earlier run. Zero is never handed out: it is before everything.
     pub(super) fn above(high_water: u64) -> Self {
+        let high_water = high_water.max(1);
         Self(Mutex::new(State {
             last: high_water,
             high_water,

@@ -1,0 +1,199 @@
+//! Cases of [`crate::Sessions`] and [`crate::Retained`].
+
+use std::num::NonZeroU16;
+
+use bytes::Bytes;
+use moorline_mqtt::{PacketId, PublishProperties, QoS, RetainHandling, SubscriptionOptions, Will};
+
+use super::{Backend, Settings, client, push, topic};
+use crate::{
+    Epoch, Message, MessageId, ReceivedPublish, SessionRecord, StoredSubscription, StoredWill,
+};
+
+/// Runs every case of this suite.
+#[macro_export]
+macro_rules! session_contract {
+    ($backend:expr) => {
+        $crate::contract_cases!($backend, sessions:
+            a_session_is_kept_replaced_and_deleted,
+            received_packet_ids_are_kept_until_released,
+            deleting_a_session_forgets_its_packet_ids_and_no_others,
+            writes_take_their_place_when_they_are_called,
+            a_will_is_deleted_only_by_its_own_epoch,
+            a_retained_message_is_the_last_one_set,
+        );
+    };
+}
+
+fn session(name: &str, filters: &[&str]) -> SessionRecord {
+    let options = SubscriptionOptions {
+        qos: QoS::ExactlyOnce,
+        no_local: true,
+        retain_as_published: false,
+        retain_handling: RetainHandling::SendIfNew,
+    };
+    let subscription = |filter: &&str| StoredSubscription {
+        filter: (*filter).into(),
+        options,
+        subscription_id: Some(9),
+    };
+    SessionRecord {
+        client: client(name),
+        expiry_interval_s: 3_600,
+        disconnected_at_ms: None,
+        subscriptions: filters.iter().map(subscription).collect(),
+    }
+}
+
+fn received(packet_id: u16, done: bool) -> ReceivedPublish {
+    ReceivedPublish {
+        packet_id: PacketId(NonZeroU16::new(packet_id).unwrap()),
+        message_id: MessageId::generate(),
+        done,
+    }
+}
+
+pub async fn a_session_is_kept_replaced_and_deleted(backend: &mut dyn Backend) {
+    let sessions = backend.start(Settings::default()).await.sessions;
+    sessions
+        .save(session("a", &["x/#", "$share/g/y/+"]))
+        .await
+        .unwrap();
+    sessions.save(session("b", &["z"])).await.unwrap();
+    let replaced = SessionRecord {
+        expiry_interval_s: u32::MAX,
+        disconnected_at_ms: Some(123),
+        ..session("a", &["x/#"])
+    };
+    sessions.save(replaced.clone()).await.unwrap();
+    let sessions = backend.restart().await.sessions;
+    assert_eq!(
+        sessions.load_all().await.unwrap(),
+        [replaced, session("b", &["z"])]
+    );
+    sessions.delete(&client("a")).await.unwrap();
+    sessions.delete(&client("nobody")).await.unwrap();
+    assert_eq!(sessions.load_all().await.unwrap(), [session("b", &["z"])]);
+}
+
+pub async fn received_packet_ids_are_kept_until_released(backend: &mut dyn Backend) {
+    let sessions = backend.start(Settings::default()).await.sessions;
+    let device = client("device");
+    let (first, second) = (received(1, false), received(65_535, false));
+    sessions
+        .save_received(&device, first.clone())
+        .await
+        .unwrap();
+    sessions
+        .save_received(&device, second.clone())
+        .await
+        .unwrap();
+    let done = ReceivedPublish {
+        done: true,
+        ..first
+    };
+    sessions.save_received(&device, done.clone()).await.unwrap();
+    let sessions = backend.restart().await.sessions;
+    assert_eq!(
+        sessions.received(&device).await.unwrap(),
+        [done.clone(), second.clone()]
+    );
+    assert!(
+        sessions
+            .received(&client("other"))
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    sessions
+        .release_received(&device, done.packet_id)
+        .await
+        .unwrap();
+    sessions
+        .release_received(&device, done.packet_id)
+        .await
+        .unwrap();
+    assert_eq!(sessions.received(&device).await.unwrap(), [second]);
+}
+
+pub async fn deleting_a_session_forgets_its_packet_ids_and_no_others(backend: &mut dyn Backend) {
+    let sessions = backend.start(Settings::default()).await.sessions;
+    let kept = received(2, false);
+    sessions
+        .save_received(&client("a"), received(1, false))
+        .await
+        .unwrap();
+    sessions
+        .save_received(&client("aa"), kept.clone())
+        .await
+        .unwrap();
+    // Also what was called for before and is not durable yet.
+    let before = sessions.save_received(&client("a"), received(3, true));
+    sessions.delete(&client("a")).await.unwrap();
+    before.await.unwrap();
+    assert!(sessions.received(&client("a")).await.unwrap().is_empty());
+    assert_eq!(sessions.received(&client("aa")).await.unwrap(), [kept]);
+}
+
+pub async fn writes_take_their_place_when_they_are_called(backend: &mut dyn Backend) {
+    let sessions = backend.start(Settings::default()).await.sessions;
+    for _ in 0..50 {
+        let first = sessions.save(session("a", &["old"]));
+        let second = sessions.save(session("a", &["new"]));
+        second.await.unwrap();
+        first.await.unwrap();
+        assert_eq!(sessions.load_all().await.unwrap(), [session("a", &["new"])]);
+    }
+}
+
+pub async fn a_will_is_deleted_only_by_its_own_epoch(backend: &mut dyn Backend) {
+    let sessions = backend.start(Settings::default()).await.sessions;
+    let device = client("device");
+    let will = |epoch: u64, payload: &'static str| StoredWill {
+        epoch: Epoch(epoch),
+        will: Will {
+            topic: topic("status/device"),
+            payload: Bytes::from_static(payload.as_bytes()),
+            qos: QoS::AtLeastOnce,
+            retain: true,
+            delay_interval_s: 30,
+            properties: Some(Box::new(PublishProperties {
+                content_type: Some("text/plain".into()),
+                ..PublishProperties::default()
+            })),
+        },
+    };
+    sessions.save_will(&device, will(1, "old")).await.unwrap();
+    sessions.save_will(&device, will(2, "new")).await.unwrap();
+    sessions.delete_will(&device, Epoch(1)).await.unwrap();
+    let sessions = backend.restart().await.sessions;
+    assert_eq!(
+        sessions.load_wills().await.unwrap(),
+        [(device.clone(), will(2, "new"))]
+    );
+    sessions.delete_will(&device, Epoch(2)).await.unwrap();
+    sessions.delete_will(&device, Epoch(2)).await.unwrap();
+    assert!(sessions.load_wills().await.unwrap().is_empty());
+}
+
+pub async fn a_retained_message_is_the_last_one_set(backend: &mut dyn Backend) {
+    let retained = backend.start(Settings::default()).await.retained;
+    let message = |name: &str, payload: &str| Message {
+        topic: topic(name),
+        qos: QoS::AtMostOnce,
+        retain: true,
+        ..push(payload)
+    };
+    let (a, b) = (message("a", "1"), message("a/b", "2"));
+    retained
+        .set(&a.topic, Some(message("a", "0")))
+        .await
+        .unwrap();
+    retained.set(&a.topic, Some(a.clone())).await.unwrap();
+    retained.set(&b.topic, Some(b.clone())).await.unwrap();
+    let retained = backend.restart().await.retained;
+    assert_eq!(retained.load_all().await.unwrap(), [a.clone(), b.clone()]);
+    retained.set(&a.topic, None).await.unwrap();
+    retained.set(&topic("never"), None).await.unwrap();
+    assert_eq!(retained.load_all().await.unwrap(), [b]);
+}
