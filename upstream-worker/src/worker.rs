@@ -1,0 +1,283 @@
+//! The work on one partition of one rule's queue: in order, one message at a time.
+//!
+//! A message that is tried again holds up its partition and nothing else. The permit that bounds a
+//! backend's concurrency is held during a call, never during a wait.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram, histogram};
+use moorline_router::{Position, Settlement, StoreError, UpstreamBus, UpstreamDelivery};
+use reqwest::Client;
+use tokio::sync::{Semaphore, watch};
+
+use crate::call::{self, Attempt};
+use crate::config::{Config, Retry};
+use crate::rule::Rule;
+
+/// Deliveries of one page.
+const PAGE: usize = 64;
+/// Wait after the bus failed.
+const BUS_RETRY: Duration = Duration::from_secs(1);
+/// How long a call may go on once the worker is told to stop.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// What the partitions of one rule share.
+struct Shared {
+    rule: Rule,
+    permits: Semaphore,
+    metrics: Metrics,
+}
+
+struct Metrics {
+    done: Counter,
+    dead: Counter,
+    retried: Counter,
+    duration: Histogram,
+}
+
+impl Metrics {
+    fn new(rule: &str) -> Self {
+        describe_counter!(
+            "moorline_upstream_calls_total",
+            "Calls to backends by rule and how they ended"
+        );
+        describe_histogram!(
+            "moorline_upstream_call_duration_seconds",
+            "Seconds of one call to a backend"
+        );
+        let calls = |result: &'static str| counter!("moorline_upstream_calls_total", "rule" => rule.to_owned(), "result" => result);
+        Self {
+            done: calls("done"),
+            dead: calls("dead_letter"),
+            retried: calls("retry"),
+            duration: histogram!("moorline_upstream_call_duration_seconds", "rule" => rule.to_owned()),
+        }
+    }
+}
+
+/// One partition.
+pub(crate) struct Partition {
+    bus: Arc<dyn UpstreamBus>,
+    client: Client,
+    shared: Arc<Shared>,
+    partition: u16,
+    stop: watch::Receiver<bool>,
+}
+
+/// The worker was told to stop; what is not settled will be read again.
+struct Stopped;
+
+/// Every partition of every rule.
+pub(crate) fn partitions(
+    bus: &Arc<dyn UpstreamBus>,
+    config: &Config,
+    stop: &watch::Receiver<bool>,
+) -> Result<Vec<Partition>, String> {
+    config.validate()?;
+    let client = call::client().map_err(|error| format!("no HTTP client: {error}"))?;
+    let mut workers = Vec::new();
+    for rule in &config.rules {
+        let shared = Arc::new(Shared {
+            metrics: Metrics::new(&rule.name),
+            permits: Semaphore::new(usize::from(rule.concurrency)),
+            rule: Rule::new(rule)?,
+        });
+        for partition in 0..bus.partitions(&shared.rule.queue) {
+            workers.push(Partition {
+                bus: Arc::clone(bus),
+                client: client.clone(),
+                shared: Arc::clone(&shared),
+                partition,
+                stop: stop.clone(),
+            });
+        }
+    }
+    Ok(workers)
+}
+
+impl Partition {
+    pub(crate) async fn run(self) {
+        let mut after = Position::START;
+        while let Ok(page) = self.next_page(after).await {
+            for delivery in page {
+                let Ok(settlement) = self.deliver(&delivery).await else {
+                    return;
+                };
+                let Ok(()) = self.settle(delivery.position, settlement).await else {
+                    return;
+                };
+                after = delivery.position;
+            }
+        }
+    }
+
+    async fn next_page(&self, after: Position) -> Result<Vec<UpstreamDelivery>, Stopped> {
+        let queue = &self.shared.rule.queue;
+        let fetch = || self.bus.fetch(queue, self.partition, after, PAGE);
+        self.until_it_works("fetch", fetch).await
+    }
+
+    async fn settle(&self, position: Position, settlement: Settlement) -> Result<(), Stopped> {
+        let queue = &self.shared.rule.queue;
+        let settle = || {
+            self.bus
+                .settle(queue, self.partition, position, settlement.clone())
+        };
+        self.until_it_works("settle", settle).await
+    }
+
+    /// Asks the bus again and again: without it there is nothing else to do.
+    async fn until_it_works<T, F>(
+        &self,
+        what: &'static str,
+        mut ask: impl FnMut() -> F,
+    ) -> Result<T, Stopped>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut failed = false;
+        loop {
+            let result = tokio::select! {
+                biased;
+                result = ask() => result,
+                () = self.stopped() => return Err(Stopped),
+            };
+            match result {
+                Ok(value) => return Ok(value),
+                Err(error) if !failed => {
+                    let (rule, partition) = (&self.shared.rule.queue, self.partition);
+                    tracing::warn!(%rule, partition, %error, what, "the upstream bus fails, trying again");
+                    failed = true;
+                }
+                Err(_) => {}
+            }
+            self.wait(BUS_RETRY).await?;
+        }
+    }
+
+    /// Calls the backend until it takes the message, refuses it or the attempts are used up.
+    async fn deliver(&self, delivery: &UpstreamDelivery) -> Result<Settlement, Stopped> {
+        let rule = &self.shared.rule;
+        let message = &delivery.message;
+        let mut attempts = 0;
+        let reason = loop {
+            let request = match rule.request(message) {
+                Ok(request) => request,
+                Err(reason) => break reason,
+            };
+            attempts += 1;
+            match self.attempt(request).await? {
+                Attempt::Done => {
+                    self.shared.metrics.done.increment(1);
+                    return Ok(Settlement::Done);
+                }
+                Attempt::Refused(reason) => break reason,
+                Attempt::Retry { reason, .. } if attempts >= rule.retry.attempts => break reason,
+                Attempt::Retry {
+                    reason,
+                    retry_after,
+                } => {
+                    self.shared.metrics.retried.increment(1);
+                    let wait = backoff(&rule.retry, attempts, retry_after, random_fraction());
+                    tracing::debug!(
+                        rule = %rule.queue, message_id = %message.id, client_id = %message.client,
+                        attempts, reason, wait_ms = wait.as_millis(), "a backend is tried again"
+                    );
+                    self.wait(wait).await?;
+                }
+            }
+        };
+        self.shared.metrics.dead.increment(1);
+        tracing::info!(
+            rule = %rule.queue, message_id = %message.id, client_id = %message.client,
+            attempts, reason, "an upstream message is a dead letter"
+        );
+        Ok(Settlement::DeadLetter { reason, attempts })
+    }
+
+    async fn attempt(&self, request: reqwest::Request) -> Result<Attempt, Stopped> {
+        let permit = tokio::select! {
+            permit = self.shared.permits.acquire() => permit.map_err(|_| Stopped)?,
+            () = self.stopped() => return Err(Stopped),
+        };
+        let started = Instant::now();
+        let attempt = tokio::select! {
+            attempt = call::attempt(&self.client, request) => attempt,
+            () = self.grace_over() => return Err(Stopped),
+        };
+        drop(permit);
+        self.shared.metrics.duration.record(started.elapsed());
+        Ok(attempt)
+    }
+
+    async fn stopped(&self) {
+        // An error says that the sender is gone, which is the signal too.
+        let _ = self.stop.clone().wait_for(|stop| *stop).await;
+    }
+
+    async fn grace_over(&self) {
+        self.stopped().await;
+        tokio::time::sleep(STOP_GRACE).await;
+    }
+
+    async fn wait(&self, duration: Duration) -> Result<(), Stopped> {
+        tokio::select! {
+            () = tokio::time::sleep(duration) => Ok(()),
+            () = self.stopped() => Err(Stopped),
+        }
+    }
+}
+
+/// Full jitter: a random part of the exponential wait, so that partitions do not call together. At
+/// least what the backend asks for, at most `retry.max`.
+fn backoff(retry: &Retry, attempts: u32, retry_after: Option<Duration>, fraction: f64) -> Duration {
+    let doubled = 1_u32
+        .checked_shl(attempts.saturating_sub(1))
+        .unwrap_or(u32::MAX);
+    let longest = retry.initial.saturating_mul(doubled).min(retry.max);
+    longest
+        .mul_f64(fraction)
+        .max(retry_after.unwrap_or_default())
+        .min(retry.max)
+}
+
+/// From 0 to 1. Not for secrets.
+fn random_fraction() -> f64 {
+    let bits = RandomState::new().hash_one(());
+    f64::from(u32::try_from(bits >> 32).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_doubles_up_to_its_limit_and_is_random_below_it() {
+        let retry = Retry::default();
+        let ms = |attempts, fraction| backoff(&retry, attempts, None, fraction).as_millis();
+        assert_eq!([ms(1, 1.0), ms(2, 1.0), ms(3, 1.0)], [500, 1_000, 2_000]);
+        assert_eq!(
+            [ms(7, 1.0), ms(8, 1.0), ms(100, 1.0)],
+            [30_000, 30_000, 30_000]
+        );
+        assert_eq!([ms(2, 0.0), ms(2, 0.5)], [0, 500]);
+    }
+
+    #[test]
+    fn what_the_backend_asks_for_is_kept_up_to_the_limit() {
+        let retry = Retry::default();
+        let wait = |seconds| backoff(&retry, 1, Some(Duration::from_secs(seconds)), 0.5);
+        assert_eq!(wait(7), Duration::from_secs(7));
+        assert_eq!(wait(7_000), Duration::from_secs(30));
+        assert_eq!(wait(0), Duration::from_millis(250));
+    }
+
+    #[test]
+    fn random_fractions_differ() {
+        let fractions: Vec<f64> = (0..20).map(|_| random_fraction()).collect();
+        assert!(fractions.iter().all(|f| (0.0..=1.0).contains(f)));
+        assert!(fractions.iter().any(|f| *f != fractions[0]));
+    }
+}
