@@ -57,7 +57,8 @@ impl Sampler {
     /// Memory and CPU over time.
     pub(crate) fn plots(&self) -> Vec<Plot> {
         let samples = self.samples.lock();
-        let seconds = |sample: &Sample| sample.at_ns as f64 / 1e9;
+        let begun_ns = samples.first().map_or(0, |first| first.at_ns);
+        let seconds = |sample: &Sample| (sample.at_ns - begun_ns) as f64 / 1e9;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let rss = samples
             .iter()

@@ -50,10 +50,10 @@ impl Latency {
         self.from_ns.store(from_ns, Ordering::Relaxed);
     }
 
-    /// Records something that began at `begun_ns` and ended at `ended_ns`.
-    pub(crate) fn record(&self, begun_ns: u64, ended_ns: u64) {
+    /// Records something that began at `begun_ns` and ended at `ended_ns`; false if it was warm-up.
+    pub(crate) fn record(&self, begun_ns: u64, ended_ns: u64) -> bool {
         let Some(since_ns) = begun_ns.checked_sub(self.from_ns.load(Ordering::Relaxed)) else {
-            return;
+            return false;
         };
         // Upwards, so that what took less than a microsecond is not a zero, which no histogram holds.
         let us = ended_ns.saturating_sub(begun_ns).div_ceil(1_000).max(1);
@@ -66,6 +66,7 @@ impl Latency {
             }
             inner.seconds[second].saturating_record(us);
         }
+        true
     }
 
     /// The figures so far.

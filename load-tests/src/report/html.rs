@@ -18,7 +18,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 8px; p
 section h2 { margin-top: 14px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child { white-space: pre-wrap; text-align: left; padding-left: 0; } th { color: var(--soft); font-weight: 600; }
 tr:last-child td { border-bottom: 0; }
 .verdict { display: inline-block; font-weight: 600; color: #fff; border-radius: 5px; padding: 3px 12px; margin: 10px 0; }
 .ok { background: var(--ok); } .bad { background: var(--bad); }
@@ -58,7 +58,7 @@ pub(super) fn render(report: &Report) -> Result<String> {
     if !report.plots.is_empty() {
         writeln!(
             page,
-            "<section><h2>Side by side</h2>{}</section>",
+            "<section><h2>Plots</h2>{}</section>",
             figures(&report.plots)?
         )?;
     }

@@ -55,7 +55,7 @@ pub(super) fn draw(plot: &Plot) -> Result<Option<String>> {
                 .filter(|y| *y > 0.0)
                 .fold(highest, f64::min)
                 .max(1.0);
-            let (bottom, top) = (decade_below(lowest), (highest * 1.3).max(lowest * 10.0));
+            let (bottom, top) = (lowest * 0.7, (highest * 1.4).max(lowest * 7.0));
             onto(&mut svg, plot, x, (bottom..top).log_scale(), &|y| {
                 micros(y.round() as u64).replace(".00", "")
             })
@@ -132,11 +132,6 @@ where
     Ok(())
 }
 
-/// The power of ten at or below `value`.
-fn decade_below(value: f64) -> f64 {
-    10f64.powf(value.log10().floor())
-}
-
 /// 0 → 0 %, 1 → 90 %, 2 → 99 %, 3 → 99.9 %.
 fn nines(x: f64) -> String {
     let decimals = (x.round() as usize).saturating_sub(2);
@@ -147,6 +142,7 @@ fn number(x: f64) -> String {
     match x.abs() {
         v if v >= 1_000.0 => grouped(v.round() as u64),
         v if v >= 10.0 || v == v.round() => format!("{x:.0}"),
+        v if v < 1.0 => format!("{x:.2}"),
         _ => format!("{x:.1}"),
     }
 }
@@ -163,8 +159,9 @@ mod tests {
             [0.0, 1.0, 2.0, 3.0, 4.0].map(nines).as_slice()
         );
         assert_eq!(number(12_345.0), "12,345");
-        assert_eq!(number(0.5), "0.5");
-        assert!((decade_below(250.0) - 100.0).abs() < 1e-6);
+        assert_eq!(number(0.5), "0.50");
+        assert_eq!(number(0.25), "0.25");
+        assert_eq!(number(2.5), "2.5");
     }
 
     #[test]

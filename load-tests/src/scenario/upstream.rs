@@ -74,7 +74,7 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
         acked: Latency::new("PUBACK received, from when it was due"),
         lateness: Latency::new("sent later than due (our own)"),
     });
-    let mut consumer = Consumer::new(setup.api.clone(), format!("load-{run}"), plan.page);
+    let mut consumer = Consumer::new(setup.api.clone(), consumer_name(&run), plan.page);
     consumer.skip_old().await?;
     let fleet = connect(setup, plan, &run, clock, Arc::clone(&tally), &publishing).await?;
 
@@ -105,6 +105,11 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     reading.abort();
 
     let mut outcome = Outcome::new(label);
+    if let Err(error) = forget(&setup.api, &consumer_name(&run)).await {
+        outcome.notes.push(format!(
+            "the consumer stays, and with it what it has not read: {error:#}"
+        ));
+    }
     let totals = ledger.totals();
     outcome.fact("devices", "devices", plan.devices as f64, "");
     outcome.fact(
@@ -183,6 +188,22 @@ async fn connect(
         },
     )
     .await
+}
+
+fn consumer_name(run: &str) -> String {
+    format!("load-{run}")
+}
+
+/// Removes the consumer: the server keeps messages for every one that it knows.
+async fn forget(api: &Api, name: &str) -> Result<()> {
+    let path = format!("/v1/upstream/consumers/{name}");
+    let answer = Caller::new(api.clone())
+        .call("DELETE", &path, None, CALL_TIMEOUT)
+        .await?;
+    if !(200..300).contains(&answer.status) {
+        anyhow::bail!("DELETE {path}: {}", answer.complaint());
+    }
+    Ok(())
 }
 
 /// Reads page after page and acknowledges each.
