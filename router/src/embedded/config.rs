@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where everything is kept; made if missing.
+    /// Where everything is kept; made if missing. Set by whoever opens the store, not in its section.
+    #[serde(skip)]
     pub data_dir: PathBuf,
     /// What one inbox may hold.
     pub inbox: InboxLimits,
@@ -42,6 +43,36 @@ impl Default for Config {
             min_free_bytes: 64 << 20,
             cache_bytes: 32 << 20,
             queue_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what the types cannot; the error names the key and what would be right.
+    ///
+    /// # Errors
+    /// When a limit is so low that nothing could be kept.
+    pub fn validate(&self) -> Result<(), String> {
+        let lowest = [
+            ("inbox.entries_max", self.inbox.entries_max, 1),
+            ("inbox.bytes_max", self.inbox.bytes_max, 1),
+            (
+                "upstream_queue_bytes_max",
+                self.upstream_queue_bytes_max,
+                1 << 20,
+            ),
+            (
+                "upstream_partitions",
+                u64::from(self.upstream_partitions),
+                1,
+            ),
+            ("queue_bytes_max", self.queue_bytes_max as u64, 1 << 20),
+        ];
+        match lowest.iter().find(|(_, value, least)| value < least) {
+            Some((key, value, least)) => {
+                Err(format!("store.{key} is {value}, must be at least {least}"))
+            }
+            None => Ok(()),
         }
     }
 }
