@@ -282,7 +282,7 @@ fn disconnect(body: &mut Reader, expected: Expected) -> Result<Disconnect, Decod
 }
 
 fn auth(body: &mut Reader, expected: Expected) -> Result<Auth, DecodeError> {
-    let mut auth = Auth {
+    let bare = Auth {
         reason: ReasonCode::Success,
         authentication_method: None,
         authentication_data: None,
@@ -290,16 +290,23 @@ fn auth(body: &mut Reader, expected: Expected) -> Result<Auth, DecodeError> {
         user_properties: Vec::new(),
     };
     if body.is_empty() {
-        // Section 3.15.2.1: success without properties says nothing, and only a server succeeds.
+        // Nothing said is success, and only a server succeeds.
         return match expected.from {
-            Peer::Server => Ok(auth),
+            Peer::Server => Ok(bare),
             Peer::Client => Err(DecodeError::IllegalReason {
                 packet: PacketType::Auth,
                 code: 0,
             }),
         };
     }
+    let mut auth = bare.clone();
     auth.reason = reason(PacketType::Auth, body, expected.from)?;
     properties::auth(body, &mut auth)?;
+    if auth != bare && auth.authentication_method.is_none() {
+        // Section 3.15.2.2.2; only the success of section 3.15.2.1 does without.
+        return Err(DecodeError::Protocol(
+            "AUTH without an authentication method",
+        ));
+    }
     Ok(auth)
 }

@@ -242,13 +242,7 @@ pub(super) fn auth(reader: &mut Reader, auth: &mut Auth) -> Read<()> {
             _ => return Ok(false),
         }?;
         Ok(true)
-    })?;
-    match auth.authentication_method {
-        Some(_) => Ok(()),
-        None => Err(DecodeError::Protocol(
-            "AUTH without an authentication method",
-        )),
-    }
+    })
 }
 
 fn user_property(list: &mut UserProperties, value: &mut Reader) -> Read<()> {
