@@ -195,28 +195,8 @@ fn overlay_environment(
     table: &mut Table,
     variables: impl Iterator<Item = (String, String)>,
 ) -> Result<(), String> {
-    let known = known();
-    let mut names = Vec::new();
-    for (key, value) in &known {
-        match value {
-            Value::Table(section) => {
-                names.extend(
-                    section
-                        .keys()
-                        .map(|inner| (Some(key.as_str()), inner.as_str())),
-                );
-            }
-            _ => names.push((None, key.as_str())),
-        }
-    }
-    let variable = |(section, key): &(Option<&str>, &str)| match section {
-        Some(section) => format!(
-            "MOORLINE_{}__{}",
-            section.to_uppercase(),
-            key.to_uppercase()
-        ),
-        None => format!("MOORLINE_{}", key.to_uppercase()),
-    };
+    let mut keys = Vec::new();
+    gather_keys(&known(), &mut Vec::new(), &mut keys);
     for (name, text) in variables {
         let foreign = !name.starts_with("MOORLINE_")
             || OTHER_VARIABLES.contains(&name.as_str())
@@ -224,44 +204,63 @@ fn overlay_environment(
         if foreign {
             continue;
         }
-        let Some((section, key)) = names.iter().find(|path| variable(path) == name) else {
-            let all: Vec<String> = names.iter().map(variable).collect();
+        let Some((path, default)) = keys.iter().find(|(path, _)| variable_of(path) == name) else {
+            let all: Vec<String> = keys.iter().map(|(path, _)| variable_of(path)).collect();
             let near = nearest(&name, all.iter().map(String::as_str));
             return Err(format!(
                 "unknown environment variable `{name}`{}",
                 hint("", near)
             ));
         };
-        let (target, default) = match section {
-            Some(section) => {
-                let entry = table
-                    .entry(*section)
-                    .or_insert_with(|| Value::Table(Table::new()));
-                let inner = entry
-                    .as_table_mut()
-                    .ok_or_else(|| format!("`{section}` is a section"))?;
-                (inner, known[*section].get(*key))
-            }
-            None => (&mut *table, known.get(*key)),
-        };
         let value = value_of(&text, default).map_err(|error| format!("{name}: {error}"))?;
-        target.insert((*key).to_owned(), value);
+        put(table, path, value)?;
     }
     Ok(())
 }
 
+/// Every key that is no section, with its path and default.
+fn gather_keys(table: &Table, path: &mut Vec<String>, keys: &mut Vec<(Vec<String>, Value)>) {
+    for (key, value) in table {
+        path.push(key.clone());
+        match value {
+            Value::Table(inner) => gather_keys(inner, path, keys),
+            value => keys.push((path.clone(), value.clone())),
+        }
+        path.pop();
+    }
+}
+
+fn variable_of(path: &[String]) -> String {
+    format!("MOORLINE_{}", path.join("__").to_uppercase())
+}
+
+fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {
+    let (key, sections) = path.split_last().expect("a key has at least one part");
+    let mut target = table;
+    for section in sections {
+        let entry = target
+            .entry(section.clone())
+            .or_insert_with(|| Value::Table(Table::new()));
+        target = entry
+            .as_table_mut()
+            .ok_or_else(|| format!("`{section}` must be a section"))?;
+    }
+    target.insert(key.clone(), value);
+    Ok(())
+}
+
 /// The text of a variable as the type that its key has.
-fn value_of(text: &str, default: Option<&Value>) -> Result<Value, String> {
+fn value_of(text: &str, default: &Value) -> Result<Value, String> {
     match default {
-        Some(Value::Integer(_)) => text
+        Value::Integer(_) => text
             .parse()
             .map(Value::Integer)
             .map_err(|_| format!("{text:?} is not a whole number")),
-        Some(Value::Boolean(_)) => text
+        Value::Boolean(_) => text
             .parse()
             .map(Value::Boolean)
             .map_err(|_| format!("{text:?} is not true or false")),
-        Some(Value::Array(_)) => Err("lists can only be set in the file".to_owned()),
+        Value::Array(_) => Err("lists can only be set in the file".to_owned()),
         _ => Ok(Value::String(text.to_owned())),
     }
 }

@@ -237,16 +237,15 @@ impl Device<'_> {
             Packet::PubRel(rel) => {
                 encode::pubcomp(Version::V5, rel.packet_id, ReasonCode::Success, out)
             }
-            Packet::PubAck(ack) => {
+            Packet::PubAck(ack)
                 if self
                     .unacknowledged
                     .as_ref()
-                    .is_some_and(|(id, _)| *id == ack.packet_id)
-                {
-                    self.unacknowledged = None;
-                    if ack.reason.is_error() {
-                        show(&format!("the server refused the line: {:?}", ack.reason));
-                    }
+                    .is_some_and(|(id, _)| *id == ack.packet_id) =>
+            {
+                self.unacknowledged = None;
+                if ack.reason.is_error() {
+                    show(&format!("the server refused the line: {:?}", ack.reason));
                 }
             }
             Packet::SubAck(ack) => {

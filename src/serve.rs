@@ -91,6 +91,7 @@ async fn serve(
         http: http.local_addr()?,
     };
     let stores = store.stores();
+    let device_topics = config.mqtt.device_topics.clone();
     let mut node = AccessNode::start(
         NodeId::for_this_run("moorline"),
         config.mqtt,
@@ -114,6 +115,7 @@ async fn serve(
         keys: vec![ApiKeyRecord::with_every_scope("default", &key.key)],
         metrics,
         draining: Arc::clone(&draining),
+        device_topics,
     };
     let http = tokio::spawn(moorline_push_service::serve(
         http,
@@ -145,7 +147,9 @@ async fn serve(
         Ok(result) => result.context("upstream worker")?,
         Err(_) => tracing::warn!("backend calls still open after {PART_TIMEOUT:?}"),
     }
-    store.close().await.context("cannot close the store")?;
+    tokio::task::spawn_blocking(move || store.close())
+        .await?
+        .context("cannot close the store")?;
     tracing::info!("stopped");
     Ok(())
 }
