@@ -18,11 +18,8 @@ use crate::{
 const V1: u8 = 1;
 
 fn read_topic(reader: &mut RecordReader<'_>) -> Result<TopicName, StoreError> {
-    let bytes = reader.bytes()?;
-    ByteString::try_from(bytes)
-        .ok()
-        .and_then(|text| TopicName::parse(text).ok())
-        .ok_or_else(|| reader.damaged("an impossible topic"))
+    let text = ByteString::from(reader.text()?);
+    TopicName::parse(text).map_err(|_| reader.damaged("an impossible topic"))
 }
 
 fn read_qos(reader: &mut RecordReader<'_>) -> Result<QoS, StoreError> {
@@ -36,12 +33,12 @@ fn read_qos(reader: &mut RecordReader<'_>) -> Result<QoS, StoreError> {
 
 fn read_message_id(reader: &mut RecordReader<'_>) -> Result<MessageId, StoreError> {
     let text = reader.text()?;
-    MessageId::parse(&text).map_err(|_| reader.damaged("an impossible message id"))
+    MessageId::parse(text).map_err(|_| reader.damaged("an impossible message id"))
 }
 
 fn read_client(reader: &mut RecordReader<'_>) -> Result<ClientId, StoreError> {
     let text = reader.text()?;
-    ClientId::parse(&text).map_err(|_| reader.damaged("an impossible client id"))
+    ClientId::parse(text).map_err(|_| reader.damaged("an impossible client id"))
 }
 
 fn write_properties(writer: &mut RecordWriter, properties: Option<&PublishProperties>) {
@@ -57,7 +54,7 @@ fn read_properties(
 ) -> Result<Option<Box<PublishProperties>>, StoreError> {
     reader.option(|reader| {
         let bytes = reader.bytes()?;
-        PublishProperties::from_bytes(bytes)
+        PublishProperties::from_bytes(Bytes::copy_from_slice(bytes))
             .map(Box::new)
             .map_err(|_| reader.damaged("impossible properties"))
     })
@@ -160,6 +157,14 @@ pub(super) fn parse_message_head(key: &[u8], value: &[u8]) -> Result<MessageHead
     read_head(&mut RecordReader::open(key, value, V1)?)
 }
 
+/// Id and time of acceptance of a stored message.
+pub(super) fn parse_message_id(key: &[u8], value: &[u8]) -> Result<(MessageId, u64), StoreError> {
+    let mut reader = RecordReader::open(key, value, V1)?;
+    let head = read_head(&mut reader)?;
+    let (_qos, _retain) = (reader.u8()?, reader.u8()?);
+    Ok((read_message_id(&mut reader)?, head.accepted_at_ms))
+}
+
 pub(super) fn parse_message(key: &[u8], value: &[u8]) -> Result<Message, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     let head = read_head(&mut reader)?;
@@ -172,10 +177,8 @@ pub(super) fn parse_message(key: &[u8], value: &[u8]) -> Result<Message, StoreEr
         id: read_message_id(&mut reader)?,
         topic: read_topic(&mut reader)?,
         properties: read_properties(&mut reader)?,
-        collapse_key: reader
-            .option(RecordReader::text)?
-            .map(String::into_boxed_str),
-        payload: reader.bytes()?,
+        collapse_key: reader.option(RecordReader::text)?.map(Box::from),
+        payload: Bytes::copy_from_slice(reader.bytes()?),
         accepted_at_ms: head.accepted_at_ms,
         expires_at_ms: head.expires_at_ms,
     })
@@ -188,7 +191,7 @@ fn write_node(writer: &mut RecordWriter, node: Option<&(NodeId, Epoch)>) {
 }
 
 fn read_node(reader: &mut RecordReader<'_>) -> Result<Option<(NodeId, Epoch)>, StoreError> {
-    reader.option(|r| Ok((NodeId::from_text(&r.text()?), Epoch(r.u64()?))))
+    reader.option(|r| Ok((NodeId::from_text(r.text()?), Epoch(r.u64()?))))
 }
 
 /// What is known under a message id.
@@ -275,7 +278,7 @@ pub(super) fn parse_message_record(
             let ended_at_ms = reader.u64()?;
             let to = match reader.u8()? {
                 0 => Recipient::Client(read_client(&mut reader)?),
-                1 => Recipient::Topic(reader.text()?),
+                1 => Recipient::Topic(reader.text()?.into()),
                 _ => return Err(reader.damaged("an impossible recipient")),
             };
             let mut timeline = Vec::new();
@@ -330,7 +333,7 @@ pub(super) fn parse_sent_note(key: &[u8], value: &[u8]) -> Result<SentNote, Stor
             sequence: reader.u64()?,
         },
         at_ms: reader.u64()?,
-        node: NodeId::from_text(&reader.text()?),
+        node: NodeId::from_text(reader.text()?),
         epoch: Epoch(reader.u64()?),
     })
 }
@@ -392,7 +395,7 @@ pub(super) fn parse_session(key: &[u8], value: &[u8]) -> Result<SessionRecord, S
     let disconnected_at_ms = reader.option(RecordReader::u64)?;
     let mut subscriptions = Vec::new();
     for _ in 0..reader.u32()? {
-        let filter = reader.text()?;
+        let filter = reader.text()?.to_owned();
         let options = SubscriptionOptions {
             qos: read_qos(&mut reader)?,
             no_local: reader.u8()? != 0,
@@ -431,7 +434,8 @@ pub(super) fn parse_will(key: &[u8], value: &[u8]) -> Result<StoredWill, StoreEr
     let mut reader = RecordReader::open(key, value, V1)?;
     let epoch = Epoch(reader.u64()?);
     let bytes = reader.bytes()?;
-    let will = Will::from_bytes(bytes).map_err(|_| reader.damaged("an impossible will"))?;
+    let will = Will::from_bytes(Bytes::copy_from_slice(bytes))
+        .map_err(|_| reader.damaged("an impossible will"))?;
     Ok(StoredWill { epoch, will })
 }
 
@@ -472,7 +476,7 @@ fn read_upstream(reader: &mut RecordReader<'_>) -> Result<UpstreamMessage, Store
         qos: read_qos(reader)?,
         properties: read_properties(reader)?,
         received_at_ms: reader.u64()?,
-        payload: reader.bytes()?,
+        payload: Bytes::copy_from_slice(reader.bytes()?),
     })
 }
 
@@ -500,8 +504,8 @@ pub(super) fn dead_letter(key: &[u8], letter: &DeadLetter) -> Vec<u8> {
 pub(super) fn parse_dead_letter(key: &[u8], value: &[u8]) -> Result<DeadLetter, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     Ok(DeadLetter {
-        queue: QueueName::new(&reader.text()?),
-        reason: reader.text()?,
+        queue: QueueName::new(reader.text()?),
+        reason: reader.text()?.into(),
         attempts: reader.u32()?,
         at_ms: reader.u64()?,
         message: read_upstream(&mut reader)?,

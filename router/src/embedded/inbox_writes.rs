@@ -279,14 +279,8 @@ impl Transaction {
         if let Some(value) = self.get(&key)?
             && entry.origin == Origin::Push
         {
-            let message = format::parse_message(&key, &value)?;
-            self.finish_push(
-                client,
-                position,
-                &message.id,
-                message.accepted_at_ms,
-                reason,
-            )?;
+            let (id, accepted_at_ms) = format::parse_message_id(&key, &value)?;
+            self.finish_push(client, position, &id, accepted_at_ms, reason)?;
         }
         let emptied = self.on_inbox(client, |state| {
             if let Some(index) = state.find(position) {

@@ -66,13 +66,10 @@ fn read_page(
         let (_, position) = keys::entry_of(&key)
             .ok_or_else(|| StoreError::Damaged(format!("an impossible key of {client}")))?;
         last = position;
-        if format::parse_message_head(&key, &value)?
-            .expires_at_ms
-            .is_some_and(|at| at <= now)
-        {
+        let message = format::parse_message(&key, &value)?;
+        if message.expires_at_ms.is_some_and(|at| at <= now) {
             continue;
         }
-        let message = format::parse_message(&key, &value)?;
         bytes = bytes.saturating_add(value.len());
         page.entries.push(InboxEntry {
             position,

@@ -162,6 +162,10 @@ impl Transaction {
         self.receipts.bytes += size;
         self.staged.put(key, value);
         let index = keys::final_receipt(ended_at_ms, &id);
+        if index < self.receipts.trimmed_to {
+            // The clock went back.
+            self.receipts.trimmed_to.clone_from(&index);
+        }
         let value = format::number(&index, size);
         self.staged.put(index, value);
     }

@@ -4,7 +4,7 @@
 //! had ended there; a checksum of our own over the key as well finds whatever slips through, and a
 //! value that ended up under another key. No knowledge of what the fields mean: see `format`.
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::BufMut;
 
 use crate::StoreError;
 
@@ -96,14 +96,18 @@ impl RecordWriter {
 }
 
 /// Reads the fields of one record back, in the order in which they were written.
-pub(super) struct RecordReader<'k> {
-    rest: Bytes,
-    key: &'k [u8],
+pub(super) struct RecordReader<'r> {
+    rest: &'r [u8],
+    key: &'r [u8],
 }
 
-impl<'k> RecordReader<'k> {
+impl<'r> RecordReader<'r> {
     /// Checks the checksum; `version_max` is the newest layout that the caller can read.
-    pub(super) fn open(key: &'k [u8], value: &[u8], version_max: u8) -> Result<Self, StoreError> {
+    pub(super) fn open(
+        key: &'r [u8],
+        value: &'r [u8],
+        version_max: u8,
+    ) -> Result<Self, StoreError> {
         let damaged = |what: &str| {
             Err(StoreError::Damaged(format!(
                 "{what} under {}",
@@ -118,47 +122,45 @@ impl<'k> RecordReader<'k> {
         }
         match body.split_first() {
             Some((&version, _)) if version > version_max => damaged("a layout of a newer version"),
-            Some((_, rest)) => Ok(Self {
-                rest: Bytes::copy_from_slice(rest),
-                key,
-            }),
+            Some((_, rest)) => Ok(Self { rest, key }),
             None => damaged("an empty value"),
         }
     }
     pub(super) fn damaged(&self, what: &str) -> StoreError {
         StoreError::Damaged(format!("{what} under {}", self.key.escape_ascii()))
     }
-    fn short(&self, wanted: usize) -> Result<(), StoreError> {
-        if self.rest.len() < wanted {
-            Err(self.damaged("a field cut short"))
-        } else {
-            Ok(())
-        }
+    fn take(&mut self, len: usize) -> Result<&'r [u8], StoreError> {
+        let Some((field, rest)) = self.rest.split_at_checked(len) else {
+            return Err(self.damaged("a field cut short"));
+        };
+        self.rest = rest;
+        Ok(field)
+    }
+    fn array<const LEN: usize>(&mut self) -> Result<[u8; LEN], StoreError> {
+        Ok(self
+            .take(LEN)?
+            .try_into()
+            .expect("just that many were taken"))
     }
     pub(super) fn u8(&mut self) -> Result<u8, StoreError> {
-        self.short(1)?;
-        Ok(self.rest.get_u8())
+        Ok(u8::from_be_bytes(self.array()?))
     }
     pub(super) fn u16(&mut self) -> Result<u16, StoreError> {
-        self.short(2)?;
-        Ok(self.rest.get_u16())
+        Ok(u16::from_be_bytes(self.array()?))
     }
     pub(super) fn u32(&mut self) -> Result<u32, StoreError> {
-        self.short(4)?;
-        Ok(self.rest.get_u32())
+        Ok(u32::from_be_bytes(self.array()?))
     }
     pub(super) fn u64(&mut self) -> Result<u64, StoreError> {
-        self.short(8)?;
-        Ok(self.rest.get_u64())
+        Ok(u64::from_be_bytes(self.array()?))
     }
-    pub(super) fn bytes(&mut self) -> Result<Bytes, StoreError> {
+    pub(super) fn bytes(&mut self) -> Result<&'r [u8], StoreError> {
         let len = self.u32()? as usize;
-        self.short(len)?;
-        Ok(self.rest.split_to(len))
+        self.take(len)
     }
-    pub(super) fn text(&mut self) -> Result<String, StoreError> {
+    pub(super) fn text(&mut self) -> Result<&'r str, StoreError> {
         let bytes = self.bytes()?;
-        String::from_utf8(bytes.into()).map_err(|_| self.damaged("text that is not UTF-8"))
+        std::str::from_utf8(bytes).map_err(|_| self.damaged("text that is not UTF-8"))
     }
     pub(super) fn option<T>(
         &mut self,
@@ -205,7 +207,7 @@ mod tests {
         assert_eq!(reader.u32().unwrap(), 70_000);
         assert_eq!(reader.u64().unwrap(), u64::MAX);
         assert_eq!(reader.text().unwrap(), "é");
-        assert_eq!(reader.bytes().unwrap().as_ref(), [0, 255]);
+        assert_eq!(reader.bytes().unwrap(), [0, 255]);
         assert_eq!(reader.option(|r| r.u8()).unwrap(), Some(5));
         assert_eq!(reader.option(|r| r.u8()).unwrap(), None);
         assert!(matches!(reader.u8(), Err(StoreError::Damaged(_))));

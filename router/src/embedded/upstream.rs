@@ -52,6 +52,13 @@ impl UpstreamShared {
         }
     }
 
+    /// Forgets what was found gone: after an outage it may be there again.
+    pub(super) fn forget_gone(&self) {
+        for slot in &self.slots {
+            *slot.gone_to.lock() = Position::START;
+        }
+    }
+
     /// The cursors as far as they are durable.
     pub(super) fn replace_consumers(&self, consumers: &BTreeMap<String, Position>) {
         let mut known = self.consumers.lock();

@@ -21,10 +21,14 @@ const TRIM_MAX: usize = 2_000;
 /// Each named consumer holds messages back, so their number is bounded.
 pub(super) const CONSUMERS_MAX: usize = 64;
 
+pub(super) type Tails = HashMap<(QueueName, u16), Position>;
+
 #[derive(Default)]
 pub(super) struct UpstreamLog {
     queues: HashMap<QueueName, QueueRecord>,
-    tails: HashMap<(QueueName, u16), Position>,
+    tails: Tails,
+    /// Positions given out before an outage: none is given out twice while readers have cursors.
+    floors: Tails,
     /// Cursors of named consumers, staged changes included.
     consumers: BTreeMap<String, Position>,
     default_trimmed_to: Position,
@@ -99,6 +103,17 @@ impl UpstreamLog {
         })
     }
 
+    /// Where partitions ended, for [`Self::continue_above`] after an outage.
+    pub(super) fn into_tails(self) -> Tails {
+        let mut tails = self.floors;
+        tails.extend(self.tails);
+        tails
+    }
+
+    pub(super) fn continue_above(&mut self, tails: Tails) {
+        self.floors = tails;
+    }
+
     /// Wakes whoever waits for what has become durable.
     pub(super) fn committed(&mut self, shared: &Shared) {
         for (queue, partition) in self.written.drain() {
@@ -124,6 +139,8 @@ impl Transaction {
                 sequence: 0,
             },
         };
+        let floor = self.upstream.floors.get(&name);
+        let tail = floor.map_or(tail, |floor| tail.max(*floor));
         self.upstream.tails.insert(name, tail);
         Ok(tail)
     }

@@ -17,6 +17,7 @@ use super::routes::RouteTable;
 use super::space::SpaceWatch;
 use super::transaction::Transaction;
 use super::upstream::UpstreamShared;
+use super::upstream_log::Tails;
 use super::{Shared, State, format, keys};
 use crate::StoreError;
 
@@ -74,6 +75,23 @@ fn read_high_water(engine: &Engine) -> Result<u64, StoreError> {
     })
 }
 
+/// Sees to it that nobody waits for a writer that panicked.
+struct LastWords(Arc<Shared>);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("the writer thread panicked, the store takes nothing more");
+            self.0.metrics.set_unavailable(true);
+            *self.0.state.write() = State::Outage("the writer thread panicked".into());
+            self.0.queue.close();
+            // Whoever waits for one of these is told that the store ended.
+            drop(self.0.queue.drain(Duration::ZERO));
+            self.0.upstream.notify_all();
+        }
+    }
+}
+
 struct Writer {
     shared: Arc<Shared>,
     space: SpaceWatch,
@@ -81,18 +99,23 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, transaction: Transaction) {
+        let _last_words = LastWords(self.shared.clone());
         let mut transaction = Some(transaction);
         while let Some(open) = transaction.take() {
-            let Some(cause) = self.serve(open) else {
+            let Err((cause, tails)) = self.serve(open) else {
                 return;
             };
             self.shared.metrics.commit_failed();
             transaction = self.outage(cause);
+            if let Some(reopened) = &mut transaction {
+                reopened.upstream.continue_above(tails);
+            }
         }
     }
 
-    /// Commits batches until the queue is closed or one fails; then says why.
-    fn serve(&mut self, mut transaction: Transaction) -> Option<StoreError> {
+    /// Commits batches until the queue is closed or one fails; then says why, and where the
+    /// partitions of the upstream queues ended.
+    fn serve(&mut self, mut transaction: Transaction) -> Result<(), (StoreError, Tails)> {
         let mut chores_due = Instant::now();
         loop {
             let idle = match transaction.more_to_do {
@@ -104,19 +127,24 @@ impl Writer {
                 Taken::Closed => (Vec::new(), true),
             };
             let now = Instant::now();
+            let mut chores = false;
             if closing || transaction.more_to_do || now >= chores_due {
                 chores_due = now + CHORES_EVERY;
                 if let Err(error) = transaction.maintain() {
                     tracing::error!(%error, "the store's chores failed");
                     transaction.more_to_do = false;
                 }
-                self.evict();
+                chores = true;
             }
-            if let Err(error) = self.batch(&mut transaction, jobs) {
-                return Some(error);
+            let mut done = self.batch(&mut transaction, jobs);
+            if closing && done.is_ok() {
+                done = self.store_last_epoch(&transaction);
             }
-            if closing {
-                return self.store_last_epoch(&transaction).err();
+            match done {
+                Err(error) => return Err((error, transaction.upstream.into_tails())),
+                Ok(()) if closing => return Ok(()),
+                Ok(()) if chores => self.evict(),
+                Ok(()) => {}
             }
         }
     }
@@ -202,6 +230,7 @@ impl Writer {
         };
         *self.shared.state.write() = State::Outage(cause);
         self.shared.inboxes.forget_entries();
+        self.shared.upstream.forget_gone();
         self.shared.upstream.notify_all();
     }
 
