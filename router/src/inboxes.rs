@@ -227,7 +227,8 @@ pub trait Inboxes: Send + Sync {
     async fn receipt(&self, id: &MessageId) -> Result<Option<Receipt>, StoreError>;
 
     /// Keeps a receipt that belongs to no inbox entry (a topic push, a QoS 0 push). Durable on return. Refused as
-    /// [`Appended::Repeated`] like an append where `fingerprint` is `Some`; else `Ok(None)`.
+    /// [`Appended::Repeated`] like an append where `fingerprint` is `Some`; else `Ok(None)`. Recorded again without
+    /// one it takes the place of the receipt that is there and keeps that one's fingerprint.
     async fn record(
         &self,
         receipt: Receipt,

@@ -26,6 +26,7 @@ macro_rules! receipt_contract {
             receipts_are_forgotten_after_their_time,
             receipts_are_bounded_in_bytes,
             a_recorded_receipt_is_found_and_not_recorded_twice,
+            a_receipt_recorded_again_takes_the_place_of_the_first,
         );
     };
 }
@@ -335,4 +336,49 @@ pub async fn a_recorded_receipt_is_found_and_not_recorded_twice(backend: &mut dy
     );
     let inboxes = backend.restart().await.inboxes;
     assert_eq!(inboxes.receipt(&receipt.id).await.unwrap(), Some(receipt));
+}
+
+pub async fn a_receipt_recorded_again_takes_the_place_of_the_first(backend: &mut dyn Backend) {
+    let receipts_bytes_max = 2_000;
+    let settings = Settings {
+        receipts_bytes_max,
+        ..Settings::default()
+    };
+    let inboxes = backend.start(settings).await.inboxes;
+    let id = MessageId::generate();
+    let receipt = |state| Receipt {
+        id: id.clone(),
+        to: Recipient::Topic("news/today".into()),
+        timeline: vec![ReceiptStep {
+            state,
+            at_ms: unix_ms(),
+            node: None,
+            reason_code: None,
+        }],
+    };
+    inboxes
+        .record(receipt(ReceiptState::Accepted), Some(3))
+        .await
+        .unwrap();
+    // Often enough to be over the limit of bytes if each counted.
+    for _ in 0..100 {
+        let again = inboxes
+            .record(receipt(ReceiptState::Sent), None)
+            .await
+            .unwrap();
+        assert_eq!(again, None);
+    }
+    let other = push("x");
+    let position = stored(&*inboxes, &client("device"), other.clone()).await;
+    end(&*inboxes, &client("device"), position, EndReason::Delivered).await;
+    let kept = inboxes.receipt(&id).await.unwrap().unwrap();
+    assert_eq!(kept.state(), ReceiptState::Sent);
+    let repeated = inboxes
+        .record(receipt(ReceiptState::Sent), Some(4))
+        .await
+        .unwrap();
+    assert!(
+        matches!(repeated, Some(Appended::Repeated { fingerprint: 3, .. })),
+        "{repeated:?}"
+    );
 }

@@ -51,31 +51,43 @@ impl Config {
     /// Checks what the types cannot; the error names the key and what would be right.
     ///
     /// # Errors
-    /// When a limit is so low that nothing could be kept.
+    /// When a limit is so low that nothing could be kept, or so high that nothing could run.
     pub fn validate(&self) -> Result<(), String> {
-        let lowest = [
-            ("inbox.entries_max", self.inbox.entries_max, 1),
-            ("inbox.bytes_max", self.inbox.bytes_max, 1),
-            (
-                "upstream_queue_bytes_max",
-                self.upstream_queue_bytes_max,
-                1 << 20,
-            ),
-            (
-                "upstream_partitions",
-                u64::from(self.upstream_partitions),
-                1,
-            ),
-            ("queue_bytes_max", self.queue_bytes_max as u64, 1 << 20),
-        ];
-        match lowest.iter().find(|(_, value, least)| value < least) {
-            Some((key, value, least)) => {
-                Err(format!("store.{key} is {value}, must be at least {least}"))
+        let at_least = |key: &str, value: u64, least: u64| {
+            if value >= least {
+                return Ok(());
             }
-            None => Ok(()),
+            Err(format!("store.{key} is {value}, must be at least {least}"))
+        };
+        at_least("inbox.entries_max", self.inbox.entries_max, 1)?;
+        at_least("inbox.bytes_max", self.inbox.bytes_max, 1_024)?;
+        at_least(
+            "upstream_queue_bytes_max",
+            self.upstream_queue_bytes_max,
+            1 << 20,
+        )?;
+        at_least(
+            "upstream_partitions",
+            u64::from(self.upstream_partitions),
+            1,
+        )?;
+        at_least("cache_bytes", self.cache_bytes, 1 << 20)?;
+        at_least("queue_bytes_max", self.queue_bytes_max as u64, 1 << 20)?;
+        if self.upstream_partitions > PARTITIONS_MAX {
+            return Err(format!(
+                "store.upstream_partitions is {}, must be at most {PARTITIONS_MAX}",
+                self.upstream_partitions
+            ));
         }
+        if self.receipt_retention.is_negative() {
+            return Err("store.receipt_retention must not be negative".into());
+        }
+        Ok(())
     }
 }
+
+/// Each partition of each rule has a task of its own.
+const PARTITIONS_MAX: u16 = 1_024;
 
 /// What one inbox may hold, and what happens at the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,4 +122,52 @@ pub enum OverflowPolicy {
     DropNew,
     /// The call is refused.
     Reject,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_survive_being_written_down() {
+        let config = Config::default();
+        assert_eq!(config.validate(), Ok(()));
+        let written = serde_json::to_string(&config).unwrap();
+        assert!(
+            written.contains(r#""receipt_retention":"10m""#),
+            "{written}"
+        );
+        assert!(!written.contains("data_dir"));
+        assert_eq!(serde_json::from_str::<Config>(&written).unwrap(), config);
+    }
+
+    #[test]
+    fn an_unknown_key_and_a_useless_value_are_named() {
+        let unknown = serde_json::from_str::<Config>(r#"{"inbox": {"entrys_max": 1}}"#);
+        assert!(unknown.unwrap_err().to_string().contains("entrys_max"));
+        let config = Config {
+            upstream_partitions: 0,
+            ..Config::default()
+        };
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .contains("store.upstream_partitions")
+        );
+        let inbox = InboxLimits {
+            bytes_max: 3,
+            ..InboxLimits::default()
+        };
+        let config = Config {
+            inbox,
+            ..Config::default()
+        };
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .contains("store.inbox.bytes_max")
+        );
+    }
 }

@@ -226,6 +226,17 @@ impl Transaction {
         {
             return Ok(Some(repeated));
         }
+        // A later word on the same message takes the place of the earlier one.
+        let earlier = look_up(self, &receipt.id)?;
+        let fingerprint = fingerprint.or(earlier.as_ref().and_then(|record| record.fingerprint));
+        if let Some(Stage::Final(_, ended_at_ms)) = earlier.map(|record| record.stage) {
+            let index = keys::final_receipt(ended_at_ms, &receipt.id);
+            if let Some(value) = self.get(&index)? {
+                let size = format::parse_number(&index, &value)?;
+                self.receipts.bytes = self.receipts.bytes.saturating_sub(size);
+                self.staged.delete(index);
+            }
+        }
         self.finish_receipt(receipt, fingerprint);
         Ok(None)
     }
