@@ -24,7 +24,7 @@ mod stamp;
 mod stats;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser as _;
@@ -33,7 +33,8 @@ use cli::{Cli, Common, Scenario};
 use fleet::Ramp;
 use procfs::Machine;
 use report::Report;
-use scenario::{Setup, compare, connect, pubsub, push, upstream};
+use roles::Flow;
+use scenario::{Load, Setup, compare, connect, pubsub, push, upstream};
 use server::Kind;
 
 #[tokio::main]
@@ -51,120 +52,147 @@ async fn main() -> ExitCode {
 /// Runs the scenario and returns whether every check held.
 async fn run(cli: Cli) -> Result<bool> {
     let Cli { scenario, common } = cli;
-    let open_files = limits::raise_open_files();
-    let within = |wanted: u32| {
-        let (devices, said) = limits::devices_within(wanted as usize, open_files);
+    let begun = Instant::now();
+    let bounds = Bounds::of(&common);
+    let mut report = Report::begin(title(&scenario), Machine::look(bounds.open_files));
+    let setup = setup(&common);
+    let outcome = match scenario {
+        Scenario::Connect(args) => {
+            Some(connect::run(&setup, &bounds.connect(args), "connect".to_owned()).await?)
+        }
+        Scenario::Push(args) => {
+            Some(push::run(&setup, &bounds.push(&args), "push".to_owned()).await?)
+        }
+        Scenario::Upstream(args) => {
+            Some(upstream::run(&setup, &bounds.upstream(&args), "upstream".to_owned()).await?)
+        }
+        Scenario::Pubsub(args) => {
+            Some(pubsub::run(&setup, &bounds.pubsub(&args), "pubsub".to_owned()).await?)
+        }
+        Scenario::Compare(args) => {
+            compare::run(&setup.target, &bounds.compare(&args), &mut report).await?;
+            None
+        }
+    };
+    report.outcomes.extend(outcome);
+    report.finish(begun.elapsed(), common.report.as_deref())
+}
+
+/// What turns arguments into plans: the machine's limits and the flags of every scenario.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    open_files: u64,
+    payload_bytes: usize,
+    at_once: usize,
+}
+
+impl Bounds {
+    fn of(common: &Common) -> Self {
+        Self {
+            open_files: limits::raise_open_files(),
+            payload_bytes: usize::from(common.payload),
+            at_once: usize::from(common.at_once),
+        }
+    }
+
+    /// As many devices as wanted, or as this machine allows, and then it is said.
+    fn devices(self, wanted: u32) -> usize {
+        let (devices, said) = limits::devices_within(wanted as usize, self.open_files);
         if let Some(said) = said {
             console::complain(&said);
         }
         devices.max(1)
-    };
-    let begun = Instant::now();
-    let mut report = Report::begin(title(&scenario), Machine::look(open_files));
-    let setup = setup(&common);
-    let (payload_bytes, at_once) = (usize::from(common.payload), usize::from(common.at_once));
-    match scenario {
-        Scenario::Connect(args) => {
-            let ramp = Ramp {
-                devices: within(args.devices),
-                rate: args.rate,
-                at_once,
-            };
-            let plan = connect::Plan {
-                ramp,
-                subscribe: args.subscribe,
-                hold: args.hold,
-            };
-            report
-                .outcomes
-                .push(connect::run(&setup, &plan, "connect".to_owned()).await?);
-        }
-        Scenario::Push(args) => {
-            let plan = push::Plan {
-                devices: within(args.devices),
-                rate: args.load.rate,
-                duration: args.load.duration,
-                warmup: args.load.warmup,
-                callers: usize::from(args.callers),
-                payload_bytes,
-                at_once,
-            };
-            report
-                .outcomes
-                .push(push::run(&setup, &plan, "push".to_owned()).await?);
-        }
-        Scenario::Upstream(args) => {
-            let plan = upstream::Plan {
-                devices: within(args.devices),
-                rate: args.load.rate,
-                duration: args.load.duration,
-                warmup: args.load.warmup,
-                window: usize::from(args.window),
-                payload_bytes,
-                page: usize::from(args.page),
-                at_once,
-            };
-            report
-                .outcomes
-                .push(upstream::run(&setup, &plan, "upstream".to_owned()).await?);
-        }
-        Scenario::Pubsub(args) => {
-            let plan = pubsub::Plan {
-                pairs: (within(args.pairs.saturating_mul(2)) / 2).max(1),
-                rate: args.load.rate,
-                duration: args.load.duration,
-                warmup: args.load.warmup,
-                window: usize::from(args.window),
-                payload_bytes,
-                at_once,
-            };
-            report
-                .outcomes
-                .push(pubsub::run(&setup, &plan, "pubsub".to_owned()).await?);
-        }
-        Scenario::Compare(args) => {
-            let devices = within(args.devices);
-            let plan = compare_plan(args, devices, payload_bytes, at_once);
-            compare::run(&setup.target, &plan, &mut report).await?;
+    }
+
+    fn flow(self, window: u16) -> Flow {
+        Flow {
+            window: usize::from(window),
+            payload_bytes: self.payload_bytes,
         }
     }
-    report.finish(begun.elapsed(), common.report.as_deref())
+
+    fn connect(self, args: cli::Connect) -> connect::Plan {
+        let ramp = Ramp {
+            devices: self.devices(args.devices),
+            rate: args.rate,
+            at_once: self.at_once,
+        };
+        connect::Plan {
+            ramp,
+            subscribe: args.subscribe,
+            hold: args.hold,
+        }
+    }
+
+    fn push(self, args: &cli::Push) -> push::Plan {
+        push::Plan {
+            devices: self.devices(args.devices),
+            load: load(&args.load),
+            callers: usize::from(args.callers),
+            payload_bytes: self.payload_bytes,
+            at_once: self.at_once,
+        }
+    }
+
+    fn upstream(self, args: &cli::Upstream) -> upstream::Plan {
+        upstream::Plan {
+            devices: self.devices(args.devices),
+            load: load(&args.load),
+            flow: self.flow(args.window),
+            page: usize::from(args.page),
+            at_once: self.at_once,
+        }
+    }
+
+    fn pubsub(self, args: &cli::Pubsub) -> pubsub::Plan {
+        pubsub::Plan {
+            pairs: (self.devices(args.pairs.saturating_mul(2)) / 2).max(1),
+            load: load(&args.load),
+            flow: self.flow(args.window),
+            at_once: self.at_once,
+        }
+    }
+
+    fn compare(self, args: &cli::Compare) -> compare::Plan {
+        let devices = self.devices(args.devices);
+        let program = |kind| match kind {
+            Kind::Moorline => args.moorline.clone(),
+            Kind::Mosquitto => args.mosquitto.clone(),
+        };
+        compare::Plan {
+            servers: args
+                .servers
+                .iter()
+                .map(|kind| (*kind, program(*kind)))
+                .collect(),
+            connect: connect::Plan {
+                ramp: Ramp {
+                    devices,
+                    rate: None,
+                    at_once: self.at_once,
+                },
+                subscribe: "d/{id}/x".to_owned(),
+                hold: Duration::from_secs(5),
+            },
+            pubsub: pubsub::Plan {
+                pairs: (devices / 2).max(1),
+                load: Load {
+                    rate: args.rate,
+                    duration: args.duration,
+                    warmup: Duration::from_secs(3),
+                },
+                flow: self.flow(16),
+                at_once: self.at_once,
+            },
+        }
+    }
 }
 
-fn compare_plan(
-    args: cli::Compare,
-    devices: usize,
-    payload_bytes: usize,
-    at_once: usize,
-) -> compare::Plan {
-    let program = |kind| match kind {
-        Kind::Moorline => args.moorline.clone(),
-        Kind::Mosquitto => args.mosquitto.clone(),
-    };
-    compare::Plan {
-        servers: args
-            .servers
-            .iter()
-            .map(|kind| (*kind, program(*kind)))
-            .collect(),
-        connect: connect::Plan {
-            ramp: Ramp {
-                devices,
-                rate: None,
-                at_once,
-            },
-            subscribe: "d/{id}/x".to_owned(),
-            hold: std::time::Duration::from_secs(5),
-        },
-        pubsub: pubsub::Plan {
-            pairs: devices / 2,
-            rate: args.rate,
-            duration: args.duration,
-            warmup: std::time::Duration::from_secs(3),
-            window: 16,
-            payload_bytes,
-            at_once,
-        },
+fn load(args: &cli::Load) -> Load {
+    Load {
+        rate: args.rate,
+        duration: args.duration,
+        warmup: args.warmup,
     }
 }
 

@@ -123,6 +123,15 @@ impl Receiving {
     }
 }
 
+/// The bounds of a publisher.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flow {
+    /// How many messages may be without a PUBACK at the same time, per publisher.
+    pub(crate) window: usize,
+    /// Bytes of a payload.
+    pub(crate) payload_bytes: usize,
+}
+
 /// The publishing side of a run, shared by all publishers.
 #[derive(Debug)]
 pub(crate) struct Publishing {
@@ -136,10 +145,8 @@ pub(crate) struct Publishing {
     pub(crate) tally: Arc<Tally>,
     /// Set once every device is connected.
     pub(crate) schedule: watch::Receiver<Option<Schedule>>,
-    /// How many may be without a PUBACK at the same time, per publisher.
-    pub(crate) window: usize,
-    /// Bytes of a payload.
-    pub(crate) payload_bytes: usize,
+    /// Within which bounds it publishes.
+    pub(crate) flow: Flow,
     /// Publishers that have sent all and got every answer.
     pub(crate) finished: AtomicU64,
     /// From the moment a message was due until its PUBACK.
@@ -164,6 +171,28 @@ struct InFlight {
 }
 
 impl Publishing {
+    /// Nothing published yet; begins when `schedule` has one.
+    pub(crate) fn new(
+        run: &str,
+        clock: Clock,
+        ledger: Arc<Ledger>,
+        tally: Arc<Tally>,
+        schedule: watch::Receiver<Option<Schedule>>,
+        flow: Flow,
+    ) -> Self {
+        Self {
+            run: run.to_owned(),
+            clock,
+            ledger,
+            tally,
+            schedule,
+            flow,
+            finished: AtomicU64::new(0),
+            acked: Latency::new("PUBACK received, from when it was due"),
+            lateness: Latency::new("sent later than due (our own)"),
+        }
+    }
+
     /// Counts latencies from then on.
     pub(crate) fn count_from(&self, ns: u64) {
         self.acked.count_from(ns);
@@ -202,13 +231,13 @@ impl Publishing {
                 finished = true;
                 self.finished.fetch_add(1, Ordering::Relaxed);
             }
-            let turn = due_ns.filter(|_| in_flight.len() < self.window);
+            let turn = due_ns.filter(|_| in_flight.len() < self.flow.window);
             tokio::select! {
                 packet = bot.next() => self.answered(&packet?, device, &mut in_flight)?,
                 () = sleep_until(self.clock.at(turn.unwrap_or_default())), if turn.is_some() => {
                     let due_ns = turn.unwrap_or_default();
                     let sent_ns = self.clock.now_ns();
-                    Stamp { run: &self.run, device, sequence, due_ns, sent_ns }.write(self.payload_bytes, &mut text);
+                    Stamp { run: &self.run, device, sequence, due_ns, sent_ns }.write(self.flow.payload_bytes, &mut text);
                     let packet_id = bot.publish(&topic, Bytes::copy_from_slice(text.as_bytes())).await?;
                     self.lateness.record(due_ns, sent_ns);
                     in_flight.push_back(InFlight { packet_id, sequence, due_ns });

@@ -55,7 +55,9 @@ pub(super) fn draw(plot: &Plot) -> Result<Option<String>> {
                 .filter(|y| *y > 0.0)
                 .fold(highest, f64::min)
                 .max(1.0);
-            let (bottom, top) = (lowest * 0.7, (highest * 1.4).max(lowest * 7.0));
+            // From a power of ten over a whole decade at least: only powers of ten get a label.
+            let bottom = decade_below(lowest);
+            let top = (highest * 1.3).max(bottom * 10.5);
             onto(&mut svg, plot, x, (bottom..top).log_scale(), &|y| {
                 micros(y.round() as u64).replace(".00", "")
             })
@@ -138,6 +140,11 @@ fn nines(x: f64) -> String {
     format!("{:.decimals$} %", 100.0 * (1.0 - 10f64.powf(-x)))
 }
 
+/// The power of ten at or below `value`.
+fn decade_below(value: f64) -> f64 {
+    10f64.powf(value.log10().floor())
+}
+
 fn number(x: f64) -> String {
     match x.abs() {
         v if v >= 1_000.0 => grouped(v.round() as u64),
@@ -161,6 +168,7 @@ mod tests {
         assert_eq!(number(12_345.0), "12,345");
         assert_eq!(number(0.5), "0.50");
         assert_eq!(number(0.25), "0.25");
+        assert!((decade_below(250.0) - 100.0).abs() < 1e-6);
         assert_eq!(number(2.5), "2.5");
     }
 

@@ -9,7 +9,7 @@ use super::{Setup, connect, pubsub};
 use crate::bot::Target;
 use crate::console::say;
 use crate::http::Api;
-use crate::report::{Line, Outcome, Plot, Report, Table};
+use crate::report::{Axes, Line, Outcome, Plot, Report, Table};
 use crate::server::{self, Kind, Server};
 use crate::stats::micros;
 
@@ -46,7 +46,7 @@ pub(crate) async fn run(target: &Target, plan: &Plan, report: &mut Report) -> Re
 
         say(&format!(
             "{name}: {} pairs, {} messages/s",
-            plan.pubsub.pairs, plan.pubsub.rate
+            plan.pubsub.pairs, plan.pubsub.load.rate
         ));
         let (running, setup) = start(target, *kind, &program).await?;
         pubsubs.push((
@@ -56,8 +56,8 @@ pub(crate) async fn run(target: &Target, plan: &Plan, report: &mut Report) -> Re
         running.stop().await?;
     }
     report.tables.push(table(&connects, &pubsubs));
-    report.plots.extend(overlay("connect", &connects, 1));
-    report.plots.extend(overlay("pubsub", &pubsubs, 1));
+    report.plots.extend(overlay("connect", &connects));
+    report.plots.extend(overlay("pubsub", &pubsubs));
     report.outcomes.extend(
         connects
             .into_iter()
@@ -159,35 +159,39 @@ fn row(name: &str, cells: Vec<(f64, String)>) -> Vec<String> {
     row
 }
 
-/// Plots of the same kind laid over each other, the lines named after the servers. Of a plot with
-/// several lines, the first `lines` are taken.
-fn overlay(scenario: &str, outcomes: &[(&str, Outcome)], lines: usize) -> Vec<Plot> {
+/// Plots of the same kind laid over each other, the lines named after the servers.
+fn overlay(scenario: &str, outcomes: &[(&str, Outcome)]) -> Vec<Plot> {
     let Some((_, first)) = outcomes.first() else {
         return Vec::new();
     };
     let mut plots = first.plots.clone();
     for plot in &mut plots {
-        let kind = plot.title.clone();
-        plot.lines = outcomes
-            .iter()
-            .flat_map(|(name, outcome)| {
-                let same = outcome.plots.iter().filter(|other| other.title == kind);
-                same.flat_map(|other| other.lines.iter().take(lines))
-                    .map(|line| named(name, line, lines))
-            })
-            .collect();
-        plot.title = format!("{kind} ({scenario})");
+        // Of a latency over time the median and the 99th percentile, of the rest what stands first.
+        let lines = if plot.axes == Axes::TimeLatency { 2 } else { 1 };
+        let mut overlaid = Vec::new();
+        for (server, outcome) in outcomes {
+            let same = outcome
+                .plots
+                .iter()
+                .filter(|other| other.title == plot.title);
+            for line in same.flat_map(|other| other.lines.iter().take(lines)) {
+                let name = match lines {
+                    1 => (*server).to_owned(),
+                    _ => format!("{server}, {}", line.name),
+                };
+                overlaid.push(Line::new(name, line.points.clone()));
+            }
+        }
+        plot.lines = overlaid;
+        plot.title = format!("{scenario}: {}", lowercase_first(&plot.title));
     }
     plots
 }
 
-fn named(server: &str, line: &Line, lines: usize) -> Line {
-    let name = if lines == 1 {
-        server.to_owned()
-    } else {
-        format!("{server}: {}", line.name)
-    };
-    Line::new(name, line.points.clone())
+fn lowercase_first(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|letter| letter.to_lowercase());
+    first.into_iter().flatten().chain(letters).collect()
 }
 
 #[cfg(test)]
@@ -228,9 +232,9 @@ mod tests {
 
     #[test]
     fn lines_of_the_same_plot_are_laid_over_each_other() {
-        let plots = overlay("connect", &[("a", outcome(1.0)), ("b", outcome(2.0))], 1);
+        let plots = overlay("connect", &[("a", outcome(1.0)), ("b", outcome(2.0))]);
         assert_eq!(plots.len(), 1);
-        assert_eq!(plots[0].title, "Server memory (connect)");
+        assert_eq!(plots[0].title, "connect: server memory");
         let names: Vec<_> = plots[0]
             .lines
             .iter()

@@ -2,7 +2,7 @@
 //! broker: what does one delivered message cost it?
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,16 +10,16 @@ use moorline_mqtt::{ByteString, TopicFilter, TopicName};
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
-use super::{LOOK_EVERY, START_DELAY_NS, Setup, until};
-use crate::clock::{Clock, Schedule, run_tag};
+use super::{LOOK_EVERY, Load, Setup, check_messages, cpu_facts, draw_messages, until};
+use crate::clock::{Clock, run_tag};
 use crate::console::progress;
 use crate::fleet::{Fleet, Ramp, Tally};
 use crate::ledger::Ledger;
 use crate::procfs::{self, Cpu};
-use crate::report::{Check, Outcome, Plot};
-use crate::roles::{Publishing, Receiving};
+use crate::report::Outcome;
+use crate::roles::{Flow, Publishing, Receiving};
 use crate::sampler::Sampler;
-use crate::stats::{Latency, grouped, per_second};
+use crate::stats::per_second;
 
 /// How long the last messages may take.
 const DRAIN_NS: u64 = 15_000_000_000;
@@ -29,16 +29,10 @@ const DRAIN_NS: u64 = 15_000_000_000;
 pub(crate) struct Plan {
     /// Publishers, and as many subscribers.
     pub(crate) pairs: usize,
-    /// Messages per second of all publishers together.
-    pub(crate) rate: u32,
-    /// How long is measured.
-    pub(crate) duration: Duration,
-    /// What is sent before, at the same rate.
-    pub(crate) warmup: Duration,
-    /// Unacknowledged messages per publisher.
-    pub(crate) window: usize,
-    /// Bytes of a payload.
-    pub(crate) payload_bytes: usize,
+    /// How many messages, and how long.
+    pub(crate) load: Load,
+    /// Within which bounds each publishes.
+    pub(crate) flow: Flow,
     /// Handshakes under way at the same time.
     pub(crate) at_once: usize,
 }
@@ -55,29 +49,19 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     let tally = Arc::new(Tally::default());
     let (start, schedule) = watch::channel(None);
     let receiving = Arc::new(Receiving::new(&run, clock, Arc::clone(&ledger), "PUBLISH"));
-    let publishing = Arc::new(Publishing {
-        run: run.clone(),
+    let publishing = Publishing::new(
+        &run,
         clock,
-        ledger: Arc::clone(&ledger),
-        tally: Arc::clone(&tally),
+        Arc::clone(&ledger),
+        Arc::clone(&tally),
         schedule,
-        window: plan.window,
-        payload_bytes: plan.payload_bytes,
-        finished: AtomicU64::new(0),
-        acked: Latency::new("PUBACK received, from when it was due"),
-        lateness: Latency::new("sent later than due (our own)"),
-    });
+        plan.flow,
+    );
+    let publishing = Arc::new(publishing);
     let fleet = connect(setup, plan, &run, clock, tally, &receiving, &publishing).await?;
 
     let sampler = Sampler::start(setup.server_pid, clock);
-    let schedule = Schedule {
-        start_ns: clock.now_ns() + START_DELAY_NS,
-        duration: plan.warmup + plan.duration,
-        rate: plan.rate,
-        lanes: plan.pairs,
-    };
-    let measured_from_ns =
-        schedule.start_ns + u64::try_from(plan.warmup.as_nanos()).unwrap_or(u64::MAX);
+    let (schedule, measured_from_ns) = plan.load.begin(clock, plan.pairs);
     receiving.count_from(measured_from_ns);
     publishing.count_from(measured_from_ns);
     start.send_replace(Some(schedule));
@@ -115,7 +99,7 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     outcome.fact(
         "rate_asked",
         "rate asked for",
-        f64::from(plan.rate),
+        f64::from(plan.load.rate),
         "messages/s",
     );
     let delivered = after.1 - before.1;
@@ -129,24 +113,17 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
             .push("without --server-pid the server's CPU is not measured".to_owned());
     }
     let totals = ledger.totals();
-    outcome.checks.push(fleet.check());
-    outcome.checks.extend(Check::accounts(&totals, 0));
-    outcome
-        .checks
-        .push(all_answered(totals.accepted, schedule.total()));
-    outcome.latencies = [
-        &receiving.since_due,
-        &receiving.since_sent,
-        &publishing.acked,
-        &publishing.lateness,
-    ]
-    .map(Latency::summary)
-    .to_vec();
-    outcome.plots.push(Plot::percentiles(&outcome.latencies));
-    outcome.plots.extend(Plot::seconds(&outcome.latencies[0]));
-    outcome
-        .plots
-        .extend(sampler.iter().flat_map(Sampler::plots));
+    check_messages(&mut outcome, &fleet, &totals, 0, schedule.total());
+    draw_messages(
+        &mut outcome,
+        &[
+            &receiving.since_due,
+            &receiving.since_sent,
+            &publishing.acked,
+            &publishing.lateness,
+        ],
+        sampler.as_ref(),
+    );
     fleet.stop().await;
     Ok(outcome)
 }
@@ -194,40 +171,4 @@ async fn connect(
         },
     )
     .await
-}
-
-/// What each message cost the server.
-pub(super) fn cpu_facts(outcome: &mut Outcome, used: Cpu, messages: u64) {
-    let each = |time: Duration| time.as_secs_f64() * 1e6 / messages.max(1) as f64;
-    outcome.fact(
-        "cpu_us_per_message",
-        "server CPU per message",
-        each(used.total()),
-        "µs",
-    );
-    outcome.fact(
-        "user_us_per_message",
-        "  of it in user space",
-        each(used.user),
-        "µs",
-    );
-    outcome.fact(
-        "system_us_per_message",
-        "  of it in the kernel",
-        each(used.system),
-        "µs",
-    );
-}
-
-/// An open loop that could not keep up shows here as well as in the latencies.
-pub(super) fn all_answered(accepted: u64, planned: u64) -> Check {
-    Check {
-        name: "everything was sent and answered".to_owned(),
-        ok: accepted == planned,
-        detail: format!(
-            "{} of {} planned messages have a positive answer",
-            grouped(accepted),
-            grouped(planned)
-        ),
-    }
 }

@@ -11,15 +11,14 @@ use anyhow::{Context, Result};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
-use super::pubsub::{all_answered, cpu_facts};
-use super::{START_DELAY_NS, Setup, until};
+use super::{Load, Setup, check_messages, cpu_facts, draw_messages, until};
 use crate::clock::{Clock, Schedule, run_tag};
 use crate::console::progress;
 use crate::fleet::{Fleet, Ramp, Tally, client_id};
 use crate::http::{Api, Caller};
 use crate::ledger::Ledger;
 use crate::procfs;
-use crate::report::{Check, Outcome, Plot};
+use crate::report::Outcome;
 use crate::roles::Receiving;
 use crate::sampler::Sampler;
 use crate::stamp::Stamp;
@@ -37,12 +36,8 @@ const ASKED_MAX: usize = 200;
 pub(crate) struct Plan {
     /// Devices that receive.
     pub(crate) devices: usize,
-    /// Pushes per second of all callers together.
-    pub(crate) rate: u32,
-    /// How long.
-    pub(crate) duration: Duration,
-    /// What is sent before, at the same rate, and not measured.
-    pub(crate) warmup: Duration,
+    /// How many pushes, and how long.
+    pub(crate) load: Load,
     /// HTTP connections.
     pub(crate) callers: usize,
     /// Bytes of a payload.
@@ -98,16 +93,13 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     .await?;
 
     let sampler = Sampler::start(setup.server_pid, clock);
+    let lanes = plan.callers.min(plan.devices).max(1);
+    let (schedule, measured_from_ns) = plan.load.begin(clock, lanes);
     let calling = Arc::new(Calling {
         run: run.clone(),
         clock,
         api: setup.api.clone(),
-        schedule: Schedule {
-            start_ns: clock.now_ns() + START_DELAY_NS,
-            duration: plan.warmup + plan.duration,
-            rate: plan.rate,
-            lanes: plan.callers.min(plan.devices).max(1),
-        },
+        schedule,
         devices: plan.devices,
         payload_bytes: plan.payload_bytes,
         ledger: Arc::clone(&ledger),
@@ -116,9 +108,6 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
         answered: Latency::new("HTTP 202, from when it was due"),
         lateness: Latency::new("sent later than due (our own)"),
     });
-    let schedule = calling.schedule;
-    let measured_from_ns =
-        schedule.start_ns + u64::try_from(plan.warmup.as_nanos()).unwrap_or(u64::MAX);
     receiving.count_from(measured_from_ns);
     calling.answered.count_from(measured_from_ns);
     calling.lateness.count_from(measured_from_ns);
@@ -134,7 +123,7 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     outcome.fact(
         "rate_asked",
         "rate asked for",
-        f64::from(plan.rate),
+        f64::from(plan.load.rate),
         "pushes/s",
     );
     let accepted = calling.accepted.load(Ordering::Relaxed);
@@ -152,24 +141,17 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     outcome.fact("accepted", "accepted", totals.accepted as f64, "");
     outcome.fact("delivered", "delivered", totals.delivered as f64, "");
     outcome.fact("waiting", "waiting at the server", waiting as f64, "");
-    outcome.checks.push(fleet.check());
-    outcome.checks.extend(Check::accounts(&totals, waiting));
-    outcome
-        .checks
-        .push(all_answered(totals.accepted, schedule.total()));
-    outcome.latencies = [
-        &receiving.since_due,
-        &receiving.since_sent,
-        &calling.answered,
-        &calling.lateness,
-    ]
-    .map(Latency::summary)
-    .to_vec();
-    outcome.plots.push(Plot::percentiles(&outcome.latencies));
-    outcome.plots.extend(Plot::seconds(&outcome.latencies[0]));
-    outcome
-        .plots
-        .extend(sampler.iter().flat_map(Sampler::plots));
+    check_messages(&mut outcome, &fleet, &totals, waiting, schedule.total());
+    draw_messages(
+        &mut outcome,
+        &[
+            &receiving.since_due,
+            &receiving.since_sent,
+            &calling.answered,
+            &calling.lateness,
+        ],
+        sampler.as_ref(),
+    );
     fleet.stop().await;
     Ok(outcome)
 }

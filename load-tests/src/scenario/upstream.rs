@@ -2,26 +2,25 @@
 //! acknowledged message there, in the order in which its device sent it?
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use moorline_mqtt::{ByteString, TopicName};
 use tokio::sync::watch;
 
-use super::pubsub::{all_answered, cpu_facts};
-use super::{START_DELAY_NS, Setup, until};
-use crate::clock::{Clock, Schedule, run_tag};
+use super::{Load, Setup, check_messages, cpu_facts, draw_messages, until};
+use crate::clock::{Clock, run_tag};
 use crate::console::progress;
 use crate::fleet::{Fleet, Ramp, Tally};
 use crate::http::{Api, Caller};
 use crate::ledger::Ledger;
 use crate::procfs;
-use crate::report::{Check, Outcome, Plot};
-use crate::roles::{Publishing, Receiving};
+use crate::report::Outcome;
+use crate::roles::{Flow, Publishing, Receiving};
 use crate::sampler::Sampler;
 use crate::stamp::Stamp;
-use crate::stats::{Latency, per_second};
+use crate::stats::per_second;
 
 /// How long the last messages may take.
 const DRAIN_NS: u64 = 30_000_000_000;
@@ -33,16 +32,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) struct Plan {
     /// Devices that publish.
     pub(crate) devices: usize,
-    /// Messages per second of all devices together.
-    pub(crate) rate: u32,
-    /// How long.
-    pub(crate) duration: Duration,
-    /// What is sent before, at the same rate, and not measured.
-    pub(crate) warmup: Duration,
-    /// Unacknowledged messages per device.
-    pub(crate) window: usize,
-    /// Bytes of a payload.
-    pub(crate) payload_bytes: usize,
+    /// How many messages, and how long.
+    pub(crate) load: Load,
+    /// Within which bounds each publishes.
+    pub(crate) flow: Flow,
     /// Messages in one page of the consumer.
     pub(crate) page: usize,
     /// Handshakes under way at the same time.
@@ -62,31 +55,21 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
         Arc::clone(&ledger),
         "GET /v1/upstream",
     ));
-    let publishing = Arc::new(Publishing {
-        run: run.clone(),
+    let publishing = Publishing::new(
+        &run,
         clock,
-        ledger: Arc::clone(&ledger),
-        tally: Arc::clone(&tally),
+        Arc::clone(&ledger),
+        Arc::clone(&tally),
         schedule,
-        window: plan.window,
-        payload_bytes: plan.payload_bytes,
-        finished: AtomicU64::new(0),
-        acked: Latency::new("PUBACK received, from when it was due"),
-        lateness: Latency::new("sent later than due (our own)"),
-    });
+        plan.flow,
+    );
+    let publishing = Arc::new(publishing);
     let mut consumer = Consumer::new(setup.api.clone(), consumer_name(&run), plan.page);
     consumer.skip_old().await?;
     let fleet = connect(setup, plan, &run, clock, Arc::clone(&tally), &publishing).await?;
 
     let sampler = Sampler::start(setup.server_pid, clock);
-    let schedule = Schedule {
-        start_ns: clock.now_ns() + START_DELAY_NS,
-        duration: plan.warmup + plan.duration,
-        rate: plan.rate,
-        lanes: plan.devices,
-    };
-    let measured_from_ns =
-        schedule.start_ns + u64::try_from(plan.warmup.as_nanos()).unwrap_or(u64::MAX);
+    let (schedule, measured_from_ns) = plan.load.begin(clock, plan.devices);
     receiving.count_from(measured_from_ns);
     publishing.count_from(measured_from_ns);
     let cpu_before = setup.server_pid.map(procfs::cpu).transpose()?;
@@ -115,7 +98,7 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     outcome.fact(
         "rate_asked",
         "rate asked for",
-        f64::from(plan.rate),
+        f64::from(plan.load.rate),
         "messages/s",
     );
     let took = Duration::from_nanos(clock.now_ns().saturating_sub(schedule.start_ns));
@@ -132,23 +115,16 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
             totals.accepted,
         );
     }
-    outcome.checks.push(fleet.check());
-    outcome.checks.extend(Check::accounts(&totals, 0));
-    outcome
-        .checks
-        .push(all_answered(totals.accepted, schedule.total()));
-    outcome.latencies = [
-        &publishing.acked,
-        &receiving.since_due,
-        &publishing.lateness,
-    ]
-    .map(Latency::summary)
-    .to_vec();
-    outcome.plots.push(Plot::percentiles(&outcome.latencies));
-    outcome.plots.extend(Plot::seconds(&outcome.latencies[0]));
-    outcome
-        .plots
-        .extend(sampler.iter().flat_map(Sampler::plots));
+    check_messages(&mut outcome, &fleet, &totals, 0, schedule.total());
+    draw_messages(
+        &mut outcome,
+        &[
+            &publishing.acked,
+            &receiving.since_due,
+            &publishing.lateness,
+        ],
+        sampler.as_ref(),
+    );
     fleet.stop().await;
     Ok(outcome)
 }
