@@ -33,7 +33,11 @@ impl Fact {
     /// The figure with its unit.
     pub(crate) fn text(&self) -> String {
         let number = match self.value.abs() {
-            v if v >= 1_000.0 || v.fract() == 0.0 => grouped(self.value.round().max(0.0) as u64),
+            v if v >= 1_000.0 || v.fract() == 0.0 => format!(
+                "{}{}",
+                if self.value < 0.0 { "-" } else { "" },
+                grouped(v.round() as u64)
+            ),
             v if v >= 10.0 => format!("{:.1}", self.value),
             _ => format!("{:.2}", self.value),
         };
@@ -382,6 +386,7 @@ mod tests {
             .text()
         };
         assert_eq!(text(1_843.2), "1,843 B");
+        assert_eq!(text(-1_843.2), "-1,843 B");
         assert_eq!(text(12.345), "12.3 B");
         assert_eq!(text(1.234), "1.23 B");
         assert_eq!(text(7.0), "7 B");

@@ -10,7 +10,7 @@ use moorline_mqtt::{ByteString, TopicFilter};
 use super::Setup;
 use crate::clock::{Clock, run_tag};
 use crate::fleet::{Fleet, Ramp, Tally, client_id};
-use crate::procfs;
+use crate::procfs::{self, Cpu, Memory};
 use crate::report::{Outcome, Plot};
 use crate::roles::idle;
 use crate::sampler::{Sampler, settled_memory};
@@ -39,11 +39,7 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
             .with_context(|| format!("--subscribe {:?}", plan.subscribe))?;
     }
     let before = match setup.server_pid {
-        Some(pid) => Some((
-            settled_memory(pid).await?,
-            procfs::pss(pid).ok(),
-            procfs::cpu(pid)?,
-        )),
+        Some(pid) => Some(Look::at(pid).await?),
         None => None,
     };
     let sampler = Sampler::start(setup.server_pid, clock);
@@ -78,46 +74,8 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
         per_second(connected, fleet.took),
         "/s",
     );
-    if let (Some(pid), Some((memory, pss, cpu))) = (setup.server_pid, before) {
-        let used = procfs::cpu(pid)?.since(cpu);
-        outcome.fact(
-            "cpu_us_per_connect",
-            "server CPU per connect",
-            used.total().as_secs_f64() * 1e6 / devices,
-            "µs",
-        );
-        let settled = settled_memory(pid).await?;
-        let each = |after: u64, before: u64| (after as f64 - before as f64) / devices;
-        outcome.fact(
-            "rss_bytes_per_device",
-            "RSS per device",
-            each(settled.rss, memory.rss),
-            "B",
-        );
-        outcome.fact(
-            "anon_bytes_per_device",
-            "anonymous RSS per device",
-            each(settled.rss_anon, memory.rss_anon),
-            "B",
-        );
-        if let (Some(after), Some(before)) = (procfs::pss(pid).ok(), pss) {
-            outcome.fact(
-                "pss_bytes_per_device",
-                "PSS per device",
-                each(after, before),
-                "B",
-            );
-        }
-        outcome.fact("rss_bytes_before", "RSS before", memory.rss as f64, "B");
-        outcome.fact(
-            "rss_bytes_after",
-            "RSS with all devices",
-            settled.rss as f64,
-            "B",
-        );
-        outcome
-            .notes
-            .push("RSS does not hold the kernel's socket memory.".to_owned());
+    if let Some(before) = before {
+        cost(&mut outcome, &before, &Look::at(before.pid).await?, devices);
     } else {
         outcome
             .notes
@@ -135,4 +93,65 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     outcome.latencies.push(latency);
     fleet.stop().await;
     Ok(outcome)
+}
+
+/// The server's process once its memory has settled.
+struct Look {
+    pid: u32,
+    cpu: Cpu,
+    memory: Memory,
+    pss: Option<u64>,
+}
+
+impl Look {
+    async fn at(pid: u32) -> Result<Self> {
+        // First, so that what the server does while it settles is nobody's connect.
+        let cpu = procfs::cpu(pid)?;
+        let memory = settled_memory(pid).await?;
+        Ok(Self {
+            pid,
+            cpu,
+            memory,
+            pss: procfs::pss(pid).ok(),
+        })
+    }
+}
+
+/// What one device costs.
+fn cost(outcome: &mut Outcome, before: &Look, after: &Look, devices: f64) {
+    let cpu_us = after.cpu.since(before.cpu).total().as_secs_f64() * 1e6;
+    outcome.fact(
+        "cpu_us_per_connect",
+        "server CPU per connect",
+        cpu_us / devices,
+        "µs",
+    );
+    let each = |after: u64, before: u64| (after as f64 - before as f64) / devices;
+    let (was, is) = (before.memory, after.memory);
+    outcome.fact(
+        "rss_bytes_per_device",
+        "RSS per device",
+        each(is.rss, was.rss),
+        "B",
+    );
+    let anonymous = each(is.rss_anon, was.rss_anon);
+    outcome.fact(
+        "anon_bytes_per_device",
+        "anonymous RSS per device",
+        anonymous,
+        "B",
+    );
+    if let (Some(is), Some(was)) = (after.pss, before.pss) {
+        outcome.fact("pss_bytes_per_device", "PSS per device", each(is, was), "B");
+    }
+    outcome.fact("rss_bytes_before", "RSS before", was.rss as f64, "B");
+    outcome.fact(
+        "rss_bytes_after",
+        "RSS with all devices",
+        is.rss as f64,
+        "B",
+    );
+    outcome
+        .notes
+        .push("RSS does not hold the kernel's socket memory.".to_owned());
 }
