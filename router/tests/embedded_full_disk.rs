@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use moorline_router::contract::{client, eventually, push};
+use moorline_router::contract::{client, eventually, payloads, push, read_all, stored};
 use moorline_router::embedded::{Config, EmbeddedStore, Health, OpenError};
 use moorline_router::{Append, Appended, Inboxes, MessageId, Position, StoreError};
 
@@ -141,12 +141,20 @@ async fn full_and_over_it(min_free_bytes: u64, expected_cause: &str) {
     };
     fs::write(disk.ballast(), vec![1; BALLAST_BYTES]).unwrap();
     let store = EmbeddedStore::open(config(&disk, min_free_bytes)).unwrap();
+    // A connection that has read everything before the outage goes on behind it afterwards.
+    let device = client("connected");
+    stored(&*store, &device, push("before")).await;
+    let cursor = read_all(&*store, &device).await.read_to;
     let (acknowledged, cause) = fill(&store).await;
     assert!(cause.contains(expected_cause), "{cause}");
     assert!(acknowledged.values().map(Vec::len).sum::<usize>() > 100);
     fs::remove_file(disk.ballast()).unwrap();
     works_again(&store).await;
     all_there(&store, &acknowledged).await;
+    let position = stored(&*store, &device, push("after")).await;
+    assert!(position > cursor, "no position is given out twice");
+    let page = store.read(&device, cursor, 10, usize::MAX).await.unwrap();
+    assert_eq!(payloads(&page), ["after"]);
     store.close().unwrap();
     let store = EmbeddedStore::open(config(&disk, 0)).unwrap();
     all_there(&store, &acknowledged).await;
@@ -159,7 +167,7 @@ async fn a_reserve_keeps_the_disk_from_filling_and_ends_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_without_a_byte_left_is_gotten_over() {
-    full_and_over_it(0, "").await;
+    full_and_over_it(0, "disk: ").await;
 }
 
 #[tokio::test]

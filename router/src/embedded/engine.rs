@@ -25,6 +25,17 @@ pub(super) fn unavailable(error: impl std::fmt::Display) -> StoreError {
     StoreError::Unavailable(error.to_string())
 }
 
+/// What the engine says, in words for whoever reads a log line or an answer.
+fn failed(error: fjall::Error) -> StoreError {
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
+            unavailable(format_args!("disk: {error}"))
+        }
+        fjall::Error::Poisoned => unavailable("disk: an earlier write in the background failed"),
+        other => unavailable(other),
+    }
+}
+
 /// Where a value can be asked for: the engine, or the engine under changes not yet committed.
 pub(super) trait Lookup {
     /// The newest value of `key`.
@@ -74,14 +85,12 @@ impl Engine {
                 None => batch.remove(&self.keyspace, key),
             }
         }
-        batch.commit().map_err(unavailable)
+        batch.commit().map_err(failed)
     }
 
     /// Makes everything durable that was committed without.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.database
-            .persist(PersistMode::SyncAll)
-            .map_err(unavailable)
+        self.database.persist(PersistMode::SyncAll).map_err(failed)
     }
 
     /// Holds the writer back here, where a flusher that died is noticed.
@@ -92,9 +101,7 @@ impl Engine {
     fn wait_for_flushes(&self) -> Result<(), StoreError> {
         let began = Instant::now();
         while self.keyspace.sealed_memtable_count() >= SEALED_MEMTABLES_MAX {
-            self.database
-                .persist(PersistMode::Buffer)
-                .map_err(unavailable)?;
+            self.database.persist(PersistMode::Buffer).map_err(failed)?;
             if began.elapsed() > BACKPRESSURE_MAX {
                 return Err(unavailable(
                     "the disk does not keep up with what is written",
@@ -108,7 +115,7 @@ impl Engine {
 
 impl Lookup for Engine {
     fn get(&self, key: &[u8]) -> Result<Option<Slice>, StoreError> {
-        self.keyspace.get(key).map_err(unavailable)
+        self.keyspace.get(key).map_err(failed)
     }
 }
 
@@ -138,14 +145,14 @@ impl View {
     ) -> Result<Option<(Slice, Slice)>, StoreError> {
         let range = (Bound::Included(from), Bound::Excluded(to));
         let last = self.snapshot.range(&self.keyspace, range).next_back();
-        last.map(|guard| guard.into_inner().map_err(unavailable))
+        last.map(|guard| guard.into_inner().map_err(failed))
             .transpose()
     }
 }
 
 impl Lookup for View {
     fn get(&self, key: &[u8]) -> Result<Option<Slice>, StoreError> {
-        self.snapshot.get(&self.keyspace, key).map_err(unavailable)
+        self.snapshot.get(&self.keyspace, key).map_err(failed)
     }
 }
 
@@ -157,7 +164,7 @@ impl Iterator for Pairs {
 
     fn next(&mut self) -> Option<Self::Item> {
         let guard = self.0.as_mut()?.next()?;
-        Some(guard.into_inner().map_err(unavailable))
+        Some(guard.into_inner().map_err(failed))
     }
 }
 

@@ -190,3 +190,113 @@ impl InboxTable {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Epoch, NodeId};
+
+    fn at(sequence: u64) -> Position {
+        Position {
+            generation: 1,
+            sequence,
+        }
+    }
+
+    fn state(sequences: &[u64]) -> InboxState {
+        let mut state = InboxState::new(at(0));
+        for sequence in sequences {
+            let position = at(*sequence);
+            state.entries.push_back(EntryMeta {
+                position,
+                expires_at_ms: None,
+                bytes: 10,
+                origin: Origin::Push,
+                received: false,
+            });
+            state.bytes += 10;
+            state.tail = position;
+        }
+        state
+    }
+
+    fn note(sequence: u64, epoch: u64) -> SentNote {
+        let node = NodeId::from_text("n");
+        SentNote {
+            through: at(sequence),
+            at_ms: epoch,
+            node,
+            epoch: Epoch(epoch),
+        }
+    }
+
+    #[test]
+    fn an_entry_is_known_by_the_note_under_which_it_was_first_sent() {
+        let mut state = state(&[1, 2, 3]);
+        assert!(state.note_sent(note(1, 7)));
+        assert!(
+            !state.note_sent(note(3, 8)),
+            "it is queued for saving already"
+        );
+        assert!(
+            !state.note_sent(note(2, 9)),
+            "an older note says nothing new"
+        );
+        let epoch = |sequence| state.note_of(at(sequence)).map(|note| note.epoch.0);
+        assert_eq!(
+            [epoch(1), epoch(2), epoch(3), epoch(4)],
+            [Some(7), Some(8), Some(8), None]
+        );
+    }
+
+    #[test]
+    fn notes_are_bounded_and_go_with_their_entries() {
+        let mut state = state(&(1..=200).collect::<Vec<_>>());
+        for sequence in 1..=150 {
+            state.note_sent(note(sequence, sequence));
+        }
+        assert_eq!(state.notes.len(), NOTES_MAX);
+        for sequence in 1..=149 {
+            let index = state.find(at(sequence)).unwrap();
+            state.remove(index);
+        }
+        assert_eq!(state.notes.len(), 1);
+        for sequence in 150..=200 {
+            let index = state.find(at(sequence)).unwrap();
+            state.remove(index);
+        }
+        assert_eq!((state.notes.len(), state.bytes), (0, 0));
+        assert_eq!(
+            state.tail,
+            at(200),
+            "an empty inbox still knows where it ended"
+        );
+    }
+
+    #[test]
+    fn only_what_disk_can_give_back_is_evicted() {
+        let table = InboxTable::new();
+        let client = |name: &str| ClientId::parse(name).unwrap();
+        let put = |name: &str, state| {
+            table.shard(&client(name)).insert(client(name), state);
+        };
+        put("empty", state(&[]));
+        put("offline", state(&[1]));
+        put("connected", state(&[1]));
+        put(
+            "after an outage",
+            InboxState {
+                stale: true,
+                ..state(&[])
+            },
+        );
+        let mut sent = state(&[1]);
+        sent.note_sent(note(1, 7));
+        put("to be saved", sent);
+        table.evict(|name| name.as_str() == "connected");
+        let kept = |name: &str| table.shard(&client(name)).contains_key(name);
+        assert!(kept("connected") && kept("after an outage") && kept("to be saved"));
+        assert!(!kept("empty") && !kept("offline"));
+        assert_eq!(table.len(), 3);
+    }
+}
