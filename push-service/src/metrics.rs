@@ -47,6 +47,9 @@ impl MetricsHandle {
     }
 }
 
+/// The counters of one route.
+type OfRoute = HashMap<(Method, StatusCode), Counter>;
+
 pub(crate) struct Metrics {
     sent: Counter,
     accepted: Counter,
@@ -57,7 +60,7 @@ pub(crate) struct Metrics {
     unavailable: Counter,
     invalid: Counter,
     push_duration: Histogram,
-    requests: RwLock<HashMap<String, HashMap<(Method, StatusCode), Counter>>>,
+    requests: RwLock<HashMap<String, OfRoute>>,
 }
 
 impl Metrics {

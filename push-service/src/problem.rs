@@ -231,6 +231,11 @@ impl Problem {
         self.kind
     }
 
+    /// What happened, for a person.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The wrong fields.
     pub fn errors(&self) -> &[FieldError] {
         &self.errors

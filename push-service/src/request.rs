@@ -604,3 +604,6 @@ impl<'de> Deserialize<'de> for Pairs<'de> {
         from.deserialize_map(InOrder)
     }
 }
+
+#[cfg(test)]
+mod tests;

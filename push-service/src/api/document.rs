@@ -100,3 +100,61 @@ problems! {
     ReceiptProblem: ("404", "No receipt of this message: it was never accepted, or its receipt has expired");
     StoreProblem: ("503", "The store cannot make things durable at this moment; nothing was promised");
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    const COPY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+    const REGENERATE: &str = "MOORLINE_WRITE_OPENAPI=1 cargo test -p moorline-push-service openapi";
+
+    fn current() -> String {
+        super::to_json(super::super::routes().get_openapi())
+    }
+
+    #[test]
+    fn the_committed_openapi_document_is_that_of_the_code() {
+        let current = current();
+        if std::env::var_os("MOORLINE_WRITE_OPENAPI").is_some() {
+            std::fs::write(COPY, &current).unwrap();
+        }
+        let committed = std::fs::read_to_string(COPY).unwrap_or_default();
+        assert!(
+            committed == current,
+            "docs/openapi.json is out of date; write it anew with\n  {REGENERATE}"
+        );
+    }
+
+    #[test]
+    fn every_operation_of_the_openapi_document_says_what_can_go_wrong() {
+        let document: Value = serde_json::from_str(&current()).unwrap();
+        assert_eq!(document["openapi"], "3.1.0");
+        let mut operations = 0;
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                operations += 1;
+                let of = format!("{method} {path}");
+                assert!(
+                    operation["summary"]
+                        .as_str()
+                        .is_some_and(|text| !text.is_empty()),
+                    "{of}"
+                );
+                let has = |status: &str| operation["responses"].get(status).is_some();
+                let open = !path.starts_with("/v1/");
+                assert_eq!(operation["security"][0].get("key").is_none(), open, "{of}");
+                for status in ["400", "401", "403"] {
+                    assert_eq!(has(status), !open, "{of} {status}");
+                }
+                assert_eq!(has("415"), operation.get("requestBody").is_some(), "{of}");
+                let error = &operation["responses"]["401"]["content"]["application/problem+json"];
+                assert_eq!(
+                    error["schema"]["$ref"] == "#/components/schemas/Problem",
+                    !open,
+                    "{of}"
+                );
+            }
+        }
+        assert_eq!(operations, 18);
+    }
+}
