@@ -153,5 +153,5 @@ fn cost(outcome: &mut Outcome, before: &Look, after: &Look, devices: f64) {
     );
     outcome
         .notes
-        .push("RSS does not hold the kernel's socket memory.".to_owned());
+        .push("RSS does not hold the kernel's socket memory; memory that an earlier run left free is not counted, so start the server afresh".to_owned());
 }
