@@ -94,9 +94,12 @@ impl Service {
 
     pub async fn start_with(config: Config) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut store_config = embedded::Config::default();
-        store_config.data_dir = directory.path().join("data");
-        let store = EmbeddedStore::open(store_config).unwrap();
+        let data_dir = directory.path().join("data");
+        let store = EmbeddedStore::open(embedded::Config {
+            data_dir,
+            ..Default::default()
+        })
+        .unwrap();
         let node = Arc::new(MadeUpNode {
             outcome: Mutex::new(DeliveryOutcome::Sent { epoch: Epoch(7) }),
             publish_error: Mutex::default(),
