@@ -1,6 +1,6 @@
 //! Packets to bytes.
 //!
-//! Each packet is described once, as a walk over its fields ([`sink::Sink`]); the walk runs twice,
+//! Each packet is described once, as a walk over its fields (`Sink`); the walk runs twice,
 //! to count and then to write, so that lengths are right by construction and a packet that cannot
 //! be written leaves the buffer as it was.
 //!

@@ -187,3 +187,33 @@ const ALL: [ReasonCode; 43] = [
     ReasonCode::SubscriptionIdentifiersNotSupported,
     ReasonCode::WildcardSubscriptionsNotSupported,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_names_one_code_or_none() {
+        let known: Vec<u8> = (0..=255)
+            .filter(|byte| {
+                let code = ReasonCode::from_byte(*byte);
+                assert!(code.is_none_or(|code| code as u8 == *byte));
+                code.is_some()
+            })
+            .collect();
+        let listed = [0x00, 0x01, 0x02, 0x04, 0x10, 0x11, 0x18, 0x19];
+        assert_eq!(
+            known,
+            listed.into_iter().chain(0x80..=0xA2).collect::<Vec<u8>>()
+        );
+    }
+
+    #[test]
+    fn return_codes_of_3_1_1_come_back() {
+        for code in 0..=5 {
+            let reason = ReasonCode::from_connect_return_code(code).unwrap();
+            assert_eq!(reason.connect_return_code(), code);
+        }
+        assert_eq!(ReasonCode::from_connect_return_code(6), None);
+    }
+}

@@ -121,3 +121,60 @@ impl Will {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_device_could_be_sent_is_left_out_of_a_record() {
+        let long = ByteString::from("x".repeat(TEXT_BYTES_MAX + 1));
+        let kept = (ByteString::from("k"), ByteString::from("v"));
+        let properties = PublishProperties {
+            message_expiry_interval_s: Some(9),
+            correlation_data: Some(long.as_bytes().clone()),
+            user_properties: vec![(long.clone(), kept.1.clone()), kept.clone()],
+            subscription_ids: vec![0, 1, 268_435_456],
+            content_type: Some(long),
+            ..PublishProperties::default()
+        };
+        let mut record = BytesMut::from("before");
+        properties.append_to(&mut record);
+        let expected = PublishProperties {
+            message_expiry_interval_s: Some(9),
+            user_properties: vec![kept],
+            subscription_ids: vec![1],
+            ..PublishProperties::default()
+        };
+        let read = PublishProperties::from_bytes(record.freeze().slice(6..));
+        assert_eq!(read, Ok(expected));
+    }
+
+    #[test]
+    fn a_damaged_record_is_refused() {
+        let will = Will {
+            topic: TopicName::from_static("gone/car-7"),
+            payload: Bytes::from_static(b"bye"),
+            qos: QoS::AtLeastOnce,
+            retain: true,
+            delay_interval_s: 5,
+            properties: None,
+        };
+        let mut record = BytesMut::new();
+        will.append_to(&mut record);
+        let record = record.freeze();
+        assert_eq!(Will::from_bytes(record.clone()).as_ref(), Ok(&will));
+        for end in 0..record.len() {
+            assert!(
+                Will::from_bytes(record.slice(..end)).is_err(),
+                "{end} bytes of it"
+            );
+        }
+        for (what, damaged) in [("unknown flags", 0b1001), ("QoS 3", 0b0011)] {
+            let mut bytes = record.to_vec();
+            bytes[0] = damaged;
+            assert!(Will::from_bytes(bytes.into()).is_err(), "{what}");
+        }
+        assert!(PublishProperties::from_bytes(Bytes::from_static(&[0x02, 0])).is_err());
+    }
+}
