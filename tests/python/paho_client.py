@@ -86,7 +86,8 @@ def call(method, path, body=None):
         },
     )
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-        return answer.status, json.load(answer)
+        text = answer.read()
+        return answer.status, json.loads(text) if text else None
 
 
 def every_qos_arrives():

@@ -48,6 +48,7 @@ async fn full_and_empty_again(options: Options, disk: &SmallDisk, fill: impl Fn(
     let api = gateway.api();
     let mut connected = Device::clean(gateway.mqtt, V3, "watcher").await;
     connected.subscribe("chat", 0).await;
+    let mut publisher = Device::clean(gateway.mqtt, V5, "publisher").await;
     let mut accepted = BTreeSet::new();
     for number in 0..100 {
         assert!(push_number(&api, number).await);
@@ -77,7 +78,6 @@ async fn full_and_empty_again(options: Options, disk: &SmallDisk, fill: impl Fn(
     })
     .await;
     // Who is connected stays so, and what needs no disk goes on.
-    let mut publisher = Device::clean(gateway.mqtt, V5, "publisher").await;
     publisher
         .publish(moorline_tests::wire::Publish::new("chat", 0, "still here"))
         .await;

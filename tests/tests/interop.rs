@@ -137,8 +137,10 @@ fn mosquitto_clients_talk_to_each_other_in_every_version_and_qos() {
                 .await;
                 assert!(done.status.success(), "{done:?}");
                 assert_eq!(subscriber.line().await, format!("{topic} hello world"));
-                gateway.api().push_text("sub", "pushed").await;
+                let id = gateway.api().push_text("sub", "pushed").await;
                 assert_eq!(subscriber.line().await, "d/sub/push pushed");
+                // Before it is ended: else the next one of that id gets the push once more.
+                await_state(&gateway.api(), &id, "delivered").await;
             }
         }
         gateway.finish().await;

@@ -27,7 +27,11 @@ fn health_readiness_and_metrics_are_served() {
         await_state(&api, &id, "delivered").await;
         car.publish(Publish::new("up/x", 1, "y")).await;
         let text = api.get("/metrics").await.text;
-        assert_eq!(metric(&text, "moorline_connections"), Some(1.0), "{text}");
+        assert_eq!(
+            metric(&text, "moorline_mqtt_connections"),
+            Some(1.0),
+            "{text}"
+        );
         for line in text
             .lines()
             .filter(|line| !line.starts_with('#') && !line.is_empty())

