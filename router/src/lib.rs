@@ -14,6 +14,7 @@
 //!
 //! Read in this order: [`ids`], [`message`], the seams above, then [`embedded`], the backend of a
 //! single machine: one key-value store, one writer thread, one `fdatasync` for many callers.
+//! [`duration`] is how durations are written in every configuration section and request.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

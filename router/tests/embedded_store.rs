@@ -448,3 +448,39 @@ async fn consumers_are_bounded_and_their_names_checked() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_damaged_record_is_named_and_never_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    stored(&*store, &client("device"), push("payload")).await;
+    stored(&*store, &client("other"), push("payload")).await;
+    store.close().unwrap();
+    {
+        let database = fjall::Database::builder(dir.path().join("data/store"))
+            .open()
+            .unwrap();
+        let keyspace = database
+            .keyspace("main", fjall::KeyspaceCreateOptions::default)
+            .unwrap();
+        let guard = keyspace.prefix("edevice").next().unwrap();
+        let (key, value) = guard.into_inner().unwrap();
+        let mut damaged = value.to_vec();
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 1;
+        keyspace.insert(key, damaged).unwrap();
+        database.persist(fjall::PersistMode::SyncAll).unwrap();
+    }
+    let store = open(dir.path());
+    match store
+        .read(&client("device"), Position::START, 10, 1_000)
+        .await
+    {
+        Err(error @ StoreError::Damaged(_)) => {
+            assert!(error.to_string().contains("device"), "{error}");
+            assert!(!error.is_retryable());
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(read_all(&*store, &client("other")).await.entries.len(), 1);
+}

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// At most this many entries are ended by one pass of the sweep.
-const SWEEP_MAX: usize = 2_000;
+const SWEEP_MAX: usize = 500;
 const SAVE_MAX: usize = 2_000;
 
 impl Transaction {

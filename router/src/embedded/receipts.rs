@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// At most this many receipts are removed in one batch.
-const TRIM_MAX: usize = 2_000;
+const TRIM_MAX: usize = 1_000;
 
 /// The final receipts as a whole.
 pub(super) struct FinalReceipts {

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// At most this many messages of the default queue are removed in one batch.
-const TRIM_MAX: usize = 2_000;
+const TRIM_MAX: usize = 1_000;
 /// Each named consumer holds messages back, so their number is bounded.
 pub(super) const CONSUMERS_MAX: usize = 64;
 
