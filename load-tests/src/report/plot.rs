@@ -116,10 +116,11 @@ where
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     }
     if plot.lines.len() > 1 {
-        let corner = if percentiles {
-            SeriesLabelPosition::UpperLeft
-        } else {
-            SeriesLabelPosition::UpperRight
+        // Where lines seldom are: latencies rise to the right, figures over time stay high.
+        let corner = match plot.axes {
+            Axes::Percentiles => SeriesLabelPosition::UpperLeft,
+            Axes::TimeLatency => SeriesLabelPosition::UpperRight,
+            Axes::Time => SeriesLabelPosition::LowerRight,
         };
         chart
             .configure_series_labels()
