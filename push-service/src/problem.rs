@@ -38,8 +38,8 @@ pub enum ProblemKind {
     PayloadTooLarge,
     /// The body is not declared as JSON.
     UnsupportedMediaType,
-    /// The inbox is full and its policy is to reject.
-    InboxFull,
+    /// An inbox or a queue is full and its policy is to reject, or there are too many of something.
+    LimitReached,
     /// A store is out of reach or cannot make things durable.
     StoreUnavailable,
     /// A defect of the server or damaged data.
@@ -106,10 +106,10 @@ impl ProblemKind {
                 S::UNSUPPORTED_MEDIA_TYPE,
                 "The body must be JSON",
             ),
-            Self::InboxFull => (
-                "urn:moorline:problem:inbox-full",
+            Self::LimitReached => (
+                "urn:moorline:problem:limit-reached",
                 S::TOO_MANY_REQUESTS,
-                "The inbox is full",
+                "A limit is reached",
             ),
             Self::StoreUnavailable => (
                 "urn:moorline:problem:store-unavailable",
@@ -138,7 +138,7 @@ impl ProblemKind {
     const fn retry_after_s(self) -> Option<u32> {
         match self {
             Self::IdempotencyInProgress | Self::StoreUnavailable => Some(1),
-            Self::InboxFull => Some(10),
+            Self::LimitReached => Some(10),
             _ => None,
         }
     }
@@ -249,7 +249,7 @@ impl From<StoreError> for Problem {
                 ProblemKind::StoreUnavailable,
                 format!("{error}; nothing was stored"),
             ),
-            StoreError::Full(detail) => Self::new(ProblemKind::InboxFull, detail),
+            StoreError::Full(detail) => Self::new(ProblemKind::LimitReached, detail),
             StoreError::Stale { .. } | StoreError::Damaged(_) => {
                 tracing::error!(%error, "a request failed");
                 Self::new(ProblemKind::Internal, error.to_string())
@@ -316,7 +316,7 @@ mod tests {
                 .contains_key(header::RETRY_AFTER)
         };
         assert!(advised(ProblemKind::StoreUnavailable));
-        assert!(advised(ProblemKind::InboxFull));
+        assert!(advised(ProblemKind::LimitReached));
         assert!(!advised(ProblemKind::InvalidRequest));
         assert!(!advised(ProblemKind::IdempotencyConflict));
     }

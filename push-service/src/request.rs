@@ -40,30 +40,30 @@ pub(crate) struct PushRequest<'a> {
     #[schema(value_type = TargetRequest)]
     to: Option<&'a RawValue>,
     /// Where the message arrives; `d/{client}/push` where none is named. Only with `to.client`.
-    #[schema(value_type = Option<String>, example = "d/car-7/orders")]
+    #[schema(value_type = String, required = false, example = "d/car-7/orders")]
     topic: Option<&'a RawValue>,
     /// Text is sent as it is; other JSON is sent as compact JSON with the content type
     /// `application/json`. Either this or `payload_base64`.
-    #[schema(value_type = Option<serde_json::Value>, example = json!({"order": 123}))]
+    #[schema(value_type = serde_json::Value, required = false, example = json!({"order": 123}))]
     payload: Option<&'a RawValue>,
     /// Any bytes, as standard base64 with padding.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = String, required = false)]
     payload_base64: Option<&'a RawValue>,
     /// 0: sent now or dropped; 1 (default) and 2: kept until the device has it.
-    #[schema(value_type = Option<u8>, minimum = 0, maximum = 2, default = 1)]
+    #[schema(value_type = u8, required = false, minimum = 0, maximum = 2, default = 1)]
     qos: Option<&'a RawValue>,
     /// How long the message may wait: `"250ms"`, `"15m"`, `"24h"`, `"7d"` or whole seconds. A push to a client
     /// waits 7 days where none is given (configurable); a push to a topic has no limit then.
-    #[schema(value_type = Option<TtlRequest>)]
+    #[schema(value_type = TtlRequest, required = false)]
     ttl: Option<&'a RawValue>,
     /// MQTT 5.0 Content Type.
-    #[schema(value_type = Option<String>, example = "application/json")]
+    #[schema(value_type = String, required = false, example = "application/json")]
     content_type: Option<&'a RawValue>,
     /// MQTT 5.0 user properties. `message-id` and `traceparent` are the gateway's own.
-    #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>, required = false)]
     properties: Option<&'a RawValue>,
     /// Keep as the topic's retained message. Only with `to.topic`.
-    #[schema(value_type = Option<bool>, default = false)]
+    #[schema(value_type = bool, required = false, default = false)]
     retain: Option<&'a RawValue>,
     #[schema(ignore)]
     unknown: Vec<Cow<'a, str>>,
@@ -75,10 +75,10 @@ pub(crate) struct PushRequest<'a> {
 #[derive(Default, ToSchema)]
 pub(crate) struct TargetRequest<'a> {
     /// A client id, connected or not.
-    #[schema(value_type = Option<String>, example = "car-7")]
+    #[schema(value_type = String, required = false, example = "car-7")]
     client: Option<&'a RawValue>,
     /// A topic name: everyone who subscribes to it.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = String, required = false)]
     topic: Option<&'a RawValue>,
     #[schema(ignore)]
     unknown: Vec<Cow<'a, str>>,

@@ -95,7 +95,7 @@ problems! {
     ConflictProblem:
         ("409", "The Idempotency-Key was used for another request, or the first request with it is still running");
     EndedProblem: ("409", "The message has ended already");
-    FullProblem: ("429", "The inbox or queue is full and its policy is to reject");
+    FullProblem: ("429", "An inbox or a queue is full and its policy is to reject, or there are too many consumers");
     NotFoundProblem: ("404", "There is no such thing");
     ReceiptProblem: ("404", "No receipt of this message: it was never accepted, or its receipt has expired");
     StoreProblem: ("503", "The store cannot make things durable at this moment; nothing was promised");

@@ -50,7 +50,7 @@ impl From<SubmitError> for Problem {
                 format!("is that of message {id}, which is being accepted at this moment"),
             ),
             SubmitError::InboxFull => Self::field(
-                ProblemKind::InboxFull,
+                ProblemKind::LimitReached,
                 "to.client",
                 "has an inbox that is full; nothing was stored",
             ),

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use super::document::{BodyProblems, CallProblems, NotFoundProblem, StoreProblem};
+use super::document::{BodyProblems, CallProblems, FullProblem, NotFoundProblem, StoreProblem};
 use super::extract::{
     CURSOR_EXPECTED, Caller, JsonBody, Params, PathId, Upstream, cursor, parse_cursor,
 };
@@ -39,6 +39,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// What a device sent.
 #[derive(Serialize, ToSchema)]
+#[schema(as = UpstreamMessage)]
 pub(super) struct Message {
     /// Message id: the same if it is read twice.
     id: String,
@@ -144,7 +145,7 @@ fn check_consumer(name: &str) -> Result<(), &'static str> {
     ),
     responses(
         (status = 200, description = "One page, or a stream of events", content((Messages = "application/json"), (String = "text/event-stream"))),
-        CallProblems, NotFoundProblem, StoreProblem,
+        CallProblems, NotFoundProblem, FullProblem, StoreProblem,
     )
 )]
 pub(super) async fn read(
@@ -258,7 +259,7 @@ fn event(delivery: &UpstreamDelivery) -> Option<Event> {
 #[utoipa::path(
     post, path = "/v1/upstream/ack", tag = "upstream", security(("key" = ["upstream"])),
     request_body(content = Acknowledgement, content_type = "application/json"),
-    responses((status = 204, description = "Durable"), CallProblems, BodyProblems, NotFoundProblem, StoreProblem)
+    responses((status = 204, description = "Durable"), CallProblems, BodyProblems, NotFoundProblem, FullProblem, StoreProblem)
 )]
 pub(super) async fn acknowledge(
     State(api): Shared,
