@@ -6,6 +6,7 @@ mod support;
 
 use moorline_mqtt::QoS;
 use moorline_push_service::Config;
+use moorline_router::embedded::{self, InboxLimits, OverflowPolicy};
 use moorline_router::{ClientId, DeliveryOutcome, End, EndReason, Position, StoreError};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -365,4 +366,39 @@ async fn nothing_is_accepted_when_the_store_is_gone() {
             .starts_with("store: "),
         "{readiness}"
     );
+}
+
+#[tokio::test]
+async fn a_full_inbox_that_rejects_is_a_problem_and_stores_nothing() {
+    let inbox = InboxLimits {
+        entries_max: 1,
+        overflow: OverflowPolicy::Reject,
+        ..InboxLimits::default()
+    };
+    let store = embedded::Config {
+        inbox,
+        ..embedded::Config::default()
+    };
+    let service = Service::start_over(Config::default(), store).await;
+    let body = json!({"to": {"client": "c"}, "payload": ""});
+    service.push(&body).await;
+    let response = service
+        .request(Method::POST, "/v1/push")
+        .json(&body)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 429);
+    assert!(response.headers().contains_key("retry-after"));
+    let problem: Value = response.json().await.unwrap();
+    assert_eq!(problem["type"], "urn:moorline:problem:limit-reached");
+    assert_eq!(problem["errors"][0]["field"], "to.client");
+    let status = service
+        .store
+        .stores()
+        .inboxes
+        .status(&client("c"))
+        .await
+        .unwrap();
+    assert_eq!(status.entries, 1);
 }

@@ -93,13 +93,13 @@ impl Service {
     }
 
     pub async fn start_with(config: Config) -> Self {
+        Self::start_over(config, embedded::Config::default()).await
+    }
+
+    pub async fn start_over(config: Config, store: embedded::Config) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let data_dir = directory.path().join("data");
-        let store = EmbeddedStore::open(embedded::Config {
-            data_dir,
-            ..Default::default()
-        })
-        .unwrap();
+        let store = EmbeddedStore::open(embedded::Config { data_dir, ..store }).unwrap();
         let node = Arc::new(MadeUpNode {
             outcome: Mutex::new(DeliveryOutcome::Sent { epoch: Epoch(7) }),
             publish_error: Mutex::default(),
