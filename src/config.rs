@@ -111,11 +111,7 @@ pub(crate) fn load(options: &Options) -> Result<Config, String> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     overlay_environment(&mut table, variables)?;
-    let mut config: Config = Value::Table(table)
-        .try_into()
-        .map_err(|error: toml::de::Error| {
-            format!("configuration: {}", one_line(error.message()))
-        })?;
+    let mut config = typed(table).map_err(|error| format!("configuration: {error}"))?;
     if let Some(dir) = &options.data_dir {
         config.data_dir.clone_from(dir);
     }
@@ -129,17 +125,53 @@ pub(crate) fn load(options: &Options) -> Result<Config, String> {
 fn read_file(path: &Path) -> Result<Table, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("cannot read configuration {}: {error}", path.display()))?;
-    let at = |error: &toml::de::Error| {
-        let line = error
+    let line_of = |error: &toml::de::Error| {
+        error
             .span()
-            .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-        format!("{}:{line}: {}", path.display(), one_line(error.message()))
+            .map_or(1, |span| 1 + text[..span.start].matches('\n').count())
     };
-    let table: Table = text.parse().map_err(|error: toml::de::Error| at(&error))?;
+    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+        format!(
+            "{}:{}: {}",
+            path.display(),
+            line_of(&error),
+            one_line(error.message())
+        )
+    })?;
     refuse_unknown(&table, &known(), "").map_err(|error| format!("{}: {error}", path.display()))?;
-    // The file on its own first: its errors can name a line.
-    toml::from_str::<Config>(&text).map_err(|error| at(&error))?;
+    // The file on its own first: the text knows the line, the table knows the key.
+    if let (Err(in_text), Err(why)) = (toml::from_str::<Config>(&text), typed(table.clone())) {
+        return Err(format!("{}:{}: {why}", path.display(), line_of(&in_text)));
+    }
     Ok(table)
+}
+
+/// The table as a configuration; the error names the key.
+fn typed(table: Table) -> Result<Config, String> {
+    Value::Table(table)
+        .try_into()
+        .map_err(|error: toml::de::Error| in_words(&one_line(&error.to_string())))
+}
+
+/// The names of types are the program's; an operator wants ranges.
+fn in_words(error: &str) -> String {
+    [
+        ("expected u16", "expected a whole number from 0 to 65535"),
+        (
+            "expected u32",
+            "expected a whole number from 0 to 4294967295",
+        ),
+        (
+            "expected u64",
+            "expected a whole number that is not negative",
+        ),
+        (
+            "expected usize",
+            "expected a whole number that is not negative",
+        ),
+    ]
+    .iter()
+    .fold(error.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 fn one_line(text: &str) -> String {

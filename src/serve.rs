@@ -154,14 +154,10 @@ async fn serve(
     Ok(())
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the lines that scripts and people wait for"
-)]
+/// Whoever started the gateway may have closed its output; that is no reason to stop.
 fn say(text: &str) {
-    print!("{text}");
-    // Whoever started the gateway may have closed its output; that is no reason to stop.
-    let _ = std::io::stdout().flush();
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn start_logging(config: &Config) {

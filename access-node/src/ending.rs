@@ -44,7 +44,7 @@ pub(crate) async fn finish(mut connection: Box<Connection>, reason: CloseReason)
         if let Some(mut link) = link {
             node.metrics.closed(reason);
             tracing::debug!(client = %session.client, epoch = %connection.epoch, reason = reason.label(), "disconnected");
-            detached(&node, &session, &mut link, reason).await;
+            detached(&node, &session, &mut link).await;
         }
     }
     if !matches!(
@@ -70,14 +70,17 @@ async fn settle_pending(connection: &mut Connection) {
     let _ = tokio::time::timeout(PENDING_TIMEOUT, all).await;
 }
 
-async fn detached(node: &Arc<Node>, session: &Arc<Session>, link: &mut Link, reason: CloseReason) {
+async fn detached(node: &Arc<Node>, session: &Arc<Session>, link: &mut Link) {
     let client = &session.client;
     let warn = |error: StoreError| tracing::warn!(%client, %error, "end of connection not stored");
     if let Err(error) = node.stores.routes.release(client, link.epoch).await {
         warn(error);
     }
     let persistent = session.lock().is_persistent();
-    leave_will(node, client, link, reason, persistent).await;
+    // A DISCONNECT that forbids it has taken the will away.
+    if let Some(will) = link.will.take() {
+        delay_or_publish(node, client, link.epoch, will, persistent).await;
+    }
     if !persistent {
         if let Err(error) = end_session(node, session).await {
             warn(error);
@@ -132,25 +135,6 @@ pub(crate) fn set_expiry(
             },
         );
     }
-}
-
-/// Publishes, delays or forgets the will of a connection that ended.
-async fn leave_will(
-    node: &Arc<Node>,
-    client: &ClientId,
-    link: &mut Link,
-    reason: CloseReason,
-    session_goes_on: bool,
-) {
-    let Some(will) = link.will.take() else { return };
-    if !reason.publishes_will() {
-        // A lost deletion would publish the will after a crash: rather said than waited for.
-        if let Err(error) = node.stores.sessions.delete_will(client, link.epoch).await {
-            tracing::warn!(%client, %error, "will not deleted");
-        }
-        return;
-    }
-    delay_or_publish(node, client, link.epoch, will, session_goes_on).await;
 }
 
 /// The will of the connection `epoch`, after its delay if the session lasts that long.

@@ -384,10 +384,24 @@ impl Connection {
             }
             state.expiry_interval_s = wanted_s.min(self.node.config.session_expiry_max_s());
         }
-        match disconnect.reason {
+        let reason = match disconnect.reason {
             ReasonCode::Success => CloseReason::ClientLeft,
             _ => CloseReason::ClientLeftWithWill,
+        };
+        // Here and now: the device may connect again before this connection's end is seen to, and
+        // whoever displaces it would publish what it finds.
+        if !reason.publishes_will()
+            && let Some(link) = state.link_of(self.epoch)
+            && link.will.take().is_some()
+        {
+            drop(
+                self.node
+                    .stores
+                    .sessions
+                    .delete_will(&self.session.client, self.epoch),
+            );
         }
+        reason
     }
 }
 

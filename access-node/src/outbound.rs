@@ -307,11 +307,12 @@ impl State {
         self.call_for_page();
     }
 
-    /// Wakes the task to read the inbox if there is something and room for it. Waiting until half
-    /// of the window is free makes a page worth its read.
+    /// Wakes the task to read the inbox if there is something and room for it. Waiting for an eighth
+    /// of the window makes a page worth its read.
     pub(crate) fn call_for_page(&mut self) {
         let Some(link) = &self.link else { return };
-        if self.inbox.behind && self.in_flight.len() <= usize::from(link.window / 2) {
+        let free = usize::from(link.window).saturating_sub(self.in_flight.len());
+        if self.inbox.behind && free >= usize::from(link.window / 8).max(1) {
             link.wire.signal(BEHIND);
         }
     }
