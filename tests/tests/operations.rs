@@ -112,7 +112,7 @@ fn sigterm_under_load_loses_nothing() {
                         Err(_) => break,
                     }
                 }
-                accepted
+                (n, accepted)
             });
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -142,9 +142,12 @@ fn sigterm_under_load_loses_nothing() {
                 assert_eq!(told, Some(0x8B), "5.0 is told that the server shuts down");
             }
         }
-        for (n, accepted) in pushers.into_iter().enumerate() {
-            let _ = n;
+        for (n, accepted) in pushers {
             assert!(!accepted.is_empty(), "no load");
+            let mut phone = Device::clean(gateway.mqtt, V5, &format!("phone-{n}")).await;
+            for number in accepted {
+                assert_eq!(phone.take().await.text(), number, "phone-{n}");
+            }
         }
         gateway.finish().await;
     });
