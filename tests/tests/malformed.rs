@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use moorline_tests::Gateway;
 use moorline_tests::device::{Arrived, Device};
+use moorline_tests::random::rounds;
 use moorline_tests::waiting::SOON;
 use moorline_tests::wire::{self, Connect, Publish, V3, V5, Value, property};
 use moorline_tests::{Random, others};
@@ -407,7 +408,7 @@ fn random_changes_to_good_packets_never_stop_the_node() {
         let mut random = Random::announced("mutated packets");
         let gateway = Gateway::start().await;
         let mut bystander = Bystander::new(&gateway).await;
-        for round in 0..1000 {
+        for round in 0..100 * rounds() {
             let version = if round % 2 == 0 { V3 } else { V5 };
             let mut bytes = [
                 wire::publish(version, &Publish::new("a/b", 0, "payload")),
