@@ -41,6 +41,7 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
         welcome::api_key(&config.data_dir).map_err(|error| Failure::Usage(format!("{error:#}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(16)
         .thread_name("moorline")
         .build()
         .context("cannot start the runtime")?;
@@ -82,9 +83,8 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let [mqtt, ws, http] =
-        [listeners.mqtt, listeners.ws, listeners.http].map(TcpListener::from_std);
-    let (mqtt, ws, http) = (mqtt?, ws?, http?);
+    let Listeners { mqtt, ws, http } = listeners;
+    let http = TcpListener::from_std(http)?;
     let addresses = Addresses {
         mqtt: mqtt.local_addr()?,
         ws: ws.local_addr()?,
@@ -99,7 +99,7 @@ async fn serve(
         config.upstream.routes(),
     )
     .await
-    .context("cannot restore what the data directory holds")?;
+    .context("cannot start the access node")?;
 
     let draining = Arc::new(AtomicBool::new(false));
     let (stop_sender, stop) = watch::channel(());
@@ -127,8 +127,8 @@ async fn serve(
         config.upstream,
         stopped(stop),
     ));
-    node.listen_tcp(mqtt);
-    node.listen_websocket(ws);
+    node.listen_tcp(&mqtt)?;
+    node.listen_websocket(&ws)?;
     say(&welcome::text(&addresses, &config.data_dir, key));
 
     tokio::select! {

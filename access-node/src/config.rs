@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Threads that serve devices; 0 is one for two cores.
+    pub threads: usize,
     /// Time for the whole CONNECT to arrive, WebSocket upgrade included.
     #[serde(with = "moorline_router::duration")]
     pub handshake_timeout: Duration,
@@ -51,6 +53,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            threads: 0,
             handshake_timeout: Duration::from_secs(10),
             packet_bytes_max: 1024 * 1024,
             receive_maximum: 256,

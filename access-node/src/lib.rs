@@ -6,7 +6,7 @@
 //! Read in the order of a connection's life: `listener` → `handshake` → `connection` (the task
 //! and its one waiting place) → `inbound` and `subscribing` (what packets do) → `publish` (where a
 //! message goes) → `outbound` (how it reaches a socket) → `ending`. Beside that: `session` and
-//! `wire` (what is shared), `reader` and `ws` (bytes), `subscriptions` and `retained` (indexes),
+//! `wire` (what is shared), `threads`, `reader` and `ws` (bytes), `subscriptions` and `retained` (indexes),
 //! `deadlines` and `timers` (time), `close_reason`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
@@ -29,17 +29,18 @@ mod retained;
 mod session;
 mod subscribing;
 mod subscriptions;
+mod threads;
 mod timers;
 mod wire;
 mod ws;
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{NodeId, Nodes, StoreError, Stores};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 pub use config::Config;
@@ -47,6 +48,7 @@ pub use config::Config;
 use crate::close_reason::CloseReason;
 use crate::node::{LocalNodes, Node};
 use crate::session::Transport;
+use crate::threads::Threads;
 
 /// How long a clean stop waits for connections to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,7 +56,19 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A node that is ready to take devices.
 pub struct AccessNode {
     node: Arc<Node>,
+    threads: Threads,
     tasks: JoinSet<()>,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The stores cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The system gives no thread or event loop.
+    #[error("cannot start the threads that serve devices: {0}")]
+    Threads(#[from] std::io::Error),
 }
 
 impl AccessNode {
@@ -62,39 +76,55 @@ impl AccessNode {
     /// were connected when it died) and takes the node's lease.
     ///
     /// # Errors
-    /// When the stores cannot be read or written.
+    /// When the stores cannot be read or written, or the system gives no threads.
     pub async fn start(
         id: NodeId,
         config: Config,
         stores: Stores,
         upstream: UpstreamRoutes,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<Self, StartError> {
         let node = Arc::new(Node::new(id, config, stores, upstream));
         node.renew_lease().await?;
         restore::run(&node).await?;
+        let threads = Threads::start(node.config.threads)?;
+        // On a thread that serves devices, so that a node that is stuck there loses its lease.
+        let first = &threads.handles[0];
         let mut tasks = JoinSet::new();
-        tasks.spawn(deadlines::run(Arc::clone(&node)));
-        tasks.spawn(timers::run(Arc::clone(&node)));
-        tasks.spawn(Arc::clone(&node).keep_lease());
-        Ok(Self { node, tasks })
+        tasks.spawn_on(deadlines::run(Arc::clone(&node)), first);
+        tasks.spawn_on(timers::run(Arc::clone(&node)), first);
+        tasks.spawn_on(Arc::clone(&node).keep_lease(), first);
+        Ok(Self {
+            node,
+            threads,
+            tasks,
+        })
     }
 
-    /// Takes devices that speak MQTT over TCP.
-    pub fn listen_tcp(&mut self, listener: TcpListener) {
-        self.tasks.spawn(listener::run(
-            Arc::clone(&self.node),
-            listener,
-            Transport::Tcp,
-        ));
+    /// Takes devices that speak MQTT over TCP. The listener must be non-blocking.
+    ///
+    /// # Errors
+    /// When the system gives no further handle of the listener.
+    pub fn listen_tcp(&mut self, listener: &TcpListener) -> std::io::Result<()> {
+        self.listen(listener, Transport::Tcp)
     }
 
-    /// Takes devices that speak MQTT over WebSocket.
-    pub fn listen_websocket(&mut self, listener: TcpListener) {
-        self.tasks.spawn(listener::run(
-            Arc::clone(&self.node),
-            listener,
-            Transport::WebSocket,
-        ));
+    /// Takes devices that speak MQTT over WebSocket. The listener must be non-blocking.
+    ///
+    /// # Errors
+    /// When the system gives no further handle of the listener.
+    pub fn listen_websocket(&mut self, listener: &TcpListener) -> std::io::Result<()> {
+        self.listen(listener, Transport::WebSocket)
+    }
+
+    /// Every thread accepts: whichever is free first takes the connection and keeps it.
+    fn listen(&mut self, listener: &TcpListener, transport: Transport) -> std::io::Result<()> {
+        for handle in &self.threads.handles {
+            let shared = listener.try_clone()?;
+            let node = Arc::clone(&self.node);
+            self.tasks
+                .spawn_on(listener::run(node, shared, transport), handle);
+        }
+        Ok(())
     }
 
     /// The node as services of the same process reach it.
@@ -112,6 +142,7 @@ impl AccessNode {
         if tokio::time::timeout(STOP_TIMEOUT, gone).await.is_err() {
             tracing::warn!("connections still open after {STOP_TIMEOUT:?}");
         }
+        self.threads.stop();
         if let Err(error) = self.node.stores.routes.leave(&self.node.id).await {
             tracing::warn!(%error, "node lease not given up");
         }

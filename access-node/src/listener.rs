@@ -18,7 +18,14 @@ use crate::session::Transport;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the task is dropped.
-pub(crate) async fn run(node: Arc<Node>, listener: TcpListener, transport: Transport) {
+pub(crate) async fn run(node: Arc<Node>, listener: std::net::TcpListener, transport: Transport) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "cannot wait for connections");
+            return;
+        }
+    };
     let mut failing = false;
     loop {
         match listener.accept().await {
