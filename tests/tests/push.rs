@@ -21,6 +21,10 @@ fn a_push_arrives_at_a_connected_device_and_its_receipt_says_so() {
         for version in VERSIONS {
             for qos in [1, 2] {
                 let mut device = Device::clean(gateway.mqtt, version, "car-7").await;
+                // A session that has just begun reads its inbox first: up to then a push waits for that.
+                let first = api.push_text("car-7", "first").await;
+                assert_eq!(device.take().await.text(), "first");
+                await_state(&api, &first, "delivered").await;
                 let body = json!({
                     "to": {"client": "car-7"}, "topic": "d/car-7/orders",
                     "payload": {"order": 123}, "qos": qos, "ttl": "24h",
