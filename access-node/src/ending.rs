@@ -228,6 +228,7 @@ pub(crate) async fn end_session(
         }
         (state.end(), state.stored)
     };
+    node.timers.cancel_expiry(&session.client);
     for held in &filters {
         node.subscriptions.remove(&held.filter, session);
     }

@@ -295,6 +295,7 @@ async fn take_session(
             ending::will_of_taken_over(node, client, &mut old, resumes).await;
         }
         if resumes {
+            node.timers.cancel_expiry(client);
             if let Some((epoch, _)) = node.timers.take_will(client) {
                 // Back in time: the delayed will is not published [MQTT-3.1.3-9].
                 node.stores.sessions.delete_will(client, epoch).await?;

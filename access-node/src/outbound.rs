@@ -173,16 +173,18 @@ impl State {
         self.in_flight.iter().any(|sent| sent.packet_id == id)
     }
 
-    /// The identifier under which an inbox entry is sent. Within a persistent session it derives
-    /// from the position, so that a message keeps it over connections, restarts and nodes
-    /// ([MQTT-4.4.0-1]); `None` while another message in flight has that one.
+    /// The identifier under which an inbox entry is sent. It derives from the position, so that a
+    /// message of a persistent session keeps it over connections, restarts and nodes
+    /// ([MQTT-4.4.0-1]). While another message in flight has that one, a persistent session waits
+    /// (`None`); one that ends with its connection takes any other.
     fn packet_id_at(&mut self, position: Position) -> Option<PacketId> {
-        if !self.is_persistent() {
-            return Some(self.next_packet_id());
-        }
         let id = u16::try_from(position.sequence % 65_535).expect("below 65,535") + 1;
         let id = PacketId(NonZeroU16::new(id).expect("at least 1"));
-        (!self.is_in_flight(id)).then_some(id)
+        match (self.is_in_flight(id), self.is_persistent()) {
+            (false, _) => Some(id),
+            (true, true) => None,
+            (true, false) => Some(self.next_packet_id()),
+        }
     }
 
     /// Delivers a message that is in no inbox: QoS 0, or any QoS of a session that ends with its

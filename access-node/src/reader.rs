@@ -122,6 +122,7 @@ impl Reader {
         if self.torn.len() < self.torn_needs {
             return Bytes::new();
         }
+        self.torn_needs = 0;
         std::mem::take(&mut self.torn).freeze()
     }
 
@@ -141,5 +142,80 @@ impl Reader {
             };
         }
         Ok(packet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moorline_mqtt::{Publish, QoS, TopicName, Version};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// A client's unmasked-by-zero frame, which is masked by the letter of the protocol.
+    fn frame(payload: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[0x82, 0x80 | 126], &length[..], &[0; 4], payload].concat()
+    }
+
+    fn publish(payload_bytes: usize) -> Vec<u8> {
+        let publish = Publish {
+            dup: false,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            topic: TopicName::parse("a".into()).unwrap(),
+            packet_id: None,
+            properties: None,
+            payload: Bytes::from(vec![7; payload_bytes]),
+        };
+        let mut out = BytesMut::new();
+        Packet::Publish(publish)
+            .encode(Version::V5, &mut out)
+            .unwrap();
+        out.to_vec()
+    }
+
+    /// Feeds `stream` in pieces of `step` bytes and returns the payload sizes that come out.
+    async fn read_in_steps(stream: &[u8], step: usize, websocket: bool) -> Vec<usize> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let mut reader = Reader::new(
+            socket.into_split().0,
+            Decoder::client(Version::V5, 1_000_000),
+        );
+        if websocket {
+            reader.speak_websocket();
+        }
+        let mut sizes = Vec::new();
+        for piece in stream.chunks(step) {
+            let mut data = reader.accept(Bytes::copy_from_slice(piece)).unwrap().data;
+            while let Some(packet) = reader.next_packet(&mut data).unwrap() {
+                let Packet::Publish(publish) = packet else {
+                    panic!("not a PUBLISH")
+                };
+                sizes.push(publish.payload.len());
+            }
+        }
+        sizes
+    }
+
+    #[tokio::test]
+    async fn every_packet_comes_out_as_soon_as_it_is_all_there() {
+        let sizes = [300, 1, 20_000, 2, 5_000, 0];
+        let packets: Vec<Vec<u8>> = sizes.iter().map(|size| publish(*size)).collect();
+        for step in [1, 7, 1_000, 4_096, 30_000] {
+            assert_eq!(
+                read_in_steps(&packets.concat(), step, false).await,
+                sizes,
+                "step {step}"
+            );
+            let frames: Vec<u8> = packets.iter().flat_map(|packet| frame(packet)).collect();
+            assert_eq!(
+                read_in_steps(&frames, step, true).await,
+                sizes,
+                "frames, step {step}"
+            );
+        }
     }
 }

@@ -3,10 +3,11 @@
 //! The stores have both durably; this is the node's memory of when. A timer names the connection
 //! that it followed, and does nothing if the client has connected since.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::RandomState;
 use moorline_mqtt::Will;
 use moorline_router::{ClientId, Epoch, unix_ms};
 use parking_lot::Mutex;
@@ -37,13 +38,26 @@ pub(crate) struct Timers {
     earlier: Notify,
 }
 
+/// By Unix milliseconds and a number that keeps moments apart.
+type Key = (u64, u64);
+type KeyByClient = HashMap<ClientId, Key, RandomState>;
+
 #[derive(Debug, Default)]
 struct Pending {
-    /// By Unix milliseconds and a number that keeps moments apart.
-    timers: BTreeMap<(u64, u64), Timer>,
-    /// Delayed wills by client, so that a reconnect finds its own.
-    wills: std::collections::HashMap<ClientId, (u64, u64), ahash::RandomState>,
+    timers: BTreeMap<Key, Timer>,
+    /// A client has one timer of each kind: a newer one replaces it.
+    wills: KeyByClient,
+    expiries: KeyByClient,
     next: u64,
+}
+
+impl Pending {
+    fn keys_of(&mut self, timer: &Timer) -> (&mut KeyByClient, ClientId) {
+        match timer {
+            Timer::Will { client, .. } => (&mut self.wills, client.clone()),
+            Timer::SessionExpiry { client, .. } => (&mut self.expiries, client.clone()),
+        }
+    }
 }
 
 impl Timers {
@@ -51,8 +65,9 @@ impl Timers {
         let mut pending = self.by_time.lock();
         pending.next += 1;
         let key = (at_ms, pending.next);
-        if let Timer::Will { client, .. } = &timer {
-            pending.wills.insert(client.clone(), key);
+        let (keys, client) = pending.keys_of(&timer);
+        if let Some(replaced) = keys.insert(client, key) {
+            pending.timers.remove(&replaced);
         }
         pending.timers.insert(key, timer);
         if pending
@@ -74,6 +89,14 @@ impl Timers {
         }
     }
 
+    /// The session is connected again, or gone.
+    pub(crate) fn cancel_expiry(&self, client: &ClientId) {
+        let mut pending = self.by_time.lock();
+        if let Some(key) = pending.expiries.remove(client) {
+            pending.timers.remove(&key);
+        }
+    }
+
     fn take_due(&self, now_ms: u64) -> Result<Timer, Option<u64>> {
         let mut pending = self.by_time.lock();
         let first = pending
@@ -85,9 +108,8 @@ impl Timers {
             return Err(Some(first.0));
         }
         let timer = pending.timers.remove(&first).expect("looked at above");
-        if let Timer::Will { client, .. } = &timer {
-            pending.wills.remove(client);
-        }
+        let (keys, client) = pending.keys_of(&timer);
+        keys.remove(&client);
         Ok(timer)
     }
 }
@@ -119,5 +141,45 @@ pub(crate) async fn run(node: Arc<Node>) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_has_one_expiry_however_often_it_leaves() {
+        let timers = Timers::default();
+        let client = ClientId::parse("car-7").unwrap();
+        for moment in 1..=3 {
+            let timer = Timer::SessionExpiry {
+                client: client.clone(),
+                disconnected_at_ms: moment,
+            };
+            timers.set(10 + moment, timer);
+        }
+        assert!(matches!(timers.take_due(12), Err(Some(13))));
+        let due = timers.take_due(13);
+        assert!(
+            matches!(
+                due,
+                Ok(Timer::SessionExpiry {
+                    disconnected_at_ms: 3,
+                    ..
+                })
+            ),
+            "{due:?}"
+        );
+        assert!(matches!(timers.take_due(u64::MAX), Err(None)));
+        timers.set(
+            1,
+            Timer::SessionExpiry {
+                client: client.clone(),
+                disconnected_at_ms: 1,
+            },
+        );
+        timers.cancel_expiry(&client);
+        assert!(matches!(timers.take_due(u64::MAX), Err(None)));
     }
 }
