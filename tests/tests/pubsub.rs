@@ -477,18 +477,14 @@ fn receive_maximum_bounds_what_is_in_flight() {
             open.push(narrow.next_publish().await);
         }
         narrow.has_nothing().await;
+        // Each acknowledgement makes room for one more, although two others stay open.
         for number in 0..10 {
-            if open.is_empty() {
-                open.push(narrow.next_publish().await);
-            }
             let publish = open.remove(0);
             assert_eq!(publish.text(), number.to_string());
             narrow.send(&wire::puback(publish.packet_id)).await.unwrap();
-            narrow.ping().await;
-            while let Arrived::Packet(Packet::Publish(next)) = narrow.receive(QUIET / 10).await {
-                open.push(next);
+            if number + 3 < 10 {
+                open.push(narrow.next_publish().await);
             }
-            assert!(open.len() <= 3, "{} are unacknowledged", open.len());
         }
         narrow.has_nothing().await;
         gateway.finish().await;

@@ -5,11 +5,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
+use bytes::BytesMut;
+use futures_util::StreamExt as _;
 use moorline_router::{ClientId, MessageId, Position, duration};
 
 use super::Api;
@@ -82,25 +83,49 @@ impl FromRequest<Arc<Api>> for JsonBody {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
         check_content_type(request.headers())?;
-        Bytes::from_request(request, api)
+        read_body(request.into_body(), api.config.body_bytes_max)
             .await
             .map(Self)
-            .map_err(|rejection| match rejection {
-                BytesRejection::FailedToBufferBody(e)
-                    if e.status() == StatusCode::PAYLOAD_TOO_LARGE =>
-                {
-                    let limit = api.config.body_bytes_max;
-                    Problem::new(
-                        ProblemKind::PayloadTooLarge,
-                        format!("the body must be at most {limit} bytes"),
-                    )
-                }
-                other => Problem::new(
-                    ProblemKind::InvalidRequest,
-                    format!("the body cannot be read: {other}"),
-                ),
-            })
     }
+}
+
+/// Bytes beyond the limit that are read and forgotten, and how long that may take: a caller that is
+/// still sending gets to read why it should not have, where closing at once would reset its
+/// connection.
+const FORGOTTEN_BYTES_MAX: usize = 16 << 20;
+const FORGETTING_TIMEOUT: Duration = Duration::from_secs(5);
+
+async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let mut chunks = body.into_data_stream();
+    let mut read = BytesMut::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| {
+            let detail = format!("the body cannot be read: {error}");
+            Problem::new(ProblemKind::InvalidRequest, detail)
+        })?;
+        if read.len() + chunk.len() > limit {
+            drop(read);
+            forget(chunks).await;
+            let detail = format!("the body must be at most {limit} bytes");
+            return Err(Problem::new(ProblemKind::PayloadTooLarge, detail));
+        }
+        read.extend_from_slice(&chunk);
+    }
+    Ok(read.freeze())
+}
+
+async fn forget(mut chunks: BodyDataStream) {
+    let all = async {
+        let mut forgotten = 0;
+        while let Some(Ok(chunk)) = chunks.next().await {
+            forgotten += chunk.len();
+            if forgotten > FORGOTTEN_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // Past either bound the caller is closed on, whatever it gets to read.
+    let _ = tokio::time::timeout(FORGETTING_TIMEOUT, all).await;
 }
 
 /// A form type is taken for JSON: it is what `curl -d` sends when nobody says otherwise.

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use moorline_router::embedded::EmbeddedStore;
@@ -81,7 +81,6 @@ pub(crate) fn app(service: PushService, stop: watch::Receiver<bool>) -> Result<R
     let (router, document) = routes().split_for_parts();
     let mut keys = service.config.key_records()?;
     keys.extend(service.keys);
-    let body_bytes_max = service.config.body_bytes_max;
     let api = Arc::new(Api {
         submitter: Submitter::new(service.stores.clone(), Arc::clone(&service.nodes)),
         keys: Keys::new(keys),
@@ -98,7 +97,6 @@ pub(crate) fn app(service: PushService, stop: watch::Receiver<bool>) -> Result<R
     Ok(router
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), observe))
         .with_state(api))
 }
