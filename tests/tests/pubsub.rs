@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use moorline_tests::Gateway;
-use moorline_tests::device::{Arrived, Device};
+use moorline_tests::device::Device;
 use moorline_tests::waiting::SOON;
-use moorline_tests::wire::{self, Connect, Packet, Publish, V3, V5, Value, Will, property};
+use moorline_tests::wire::{self, Connect, Publish, V3, V5, Value, Will, property};
 
-use crate::support::{QUIET, VERSIONS, run};
+use crate::support::{VERSIONS, run};
 
 #[test]
 fn every_qos_reaches_every_qos_in_both_versions() {
