@@ -5,7 +5,7 @@
 //!
 //! Read in the order of a connection's life: `listener` → `handshake` → `connection` (the task
 //! and its one waiting place) → `inbound` and `subscribing` (what packets do) → `publish` (where a
-//! message goes) → `outbound` (how it reaches a socket) → `ending`. Beside that: `session` and
+//! message goes) → `outbound` (how it reaches a socket) → `ending`. `local_nodes` is how services of the same process reach the node. Beside that: `session` and
 //! `wire` (what is shared), `threads`, `reader` and `ws` (bytes), `subscriptions` and `retained` (indexes),
 //! `deadlines` and `timers` (time), `close_reason`.
 
@@ -19,6 +19,7 @@ mod ending;
 mod handshake;
 mod inbound;
 mod listener;
+mod local_nodes;
 mod metrics;
 mod node;
 mod outbound;
@@ -46,7 +47,8 @@ use tokio::task::JoinSet;
 pub use config::Config;
 
 use crate::close_reason::CloseReason;
-use crate::node::{LocalNodes, Node};
+use crate::local_nodes::LocalNodes;
+use crate::node::Node;
 use crate::session::Transport;
 use crate::threads::Threads;
 

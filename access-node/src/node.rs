@@ -5,21 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ahash::RandomState;
-use async_trait::async_trait;
 use dashmap::DashMap;
-use moorline_mqtt::{EncodedPublish, Publish};
 use moorline_router::upstream::UpstreamRoutes;
-use moorline_router::{
-    ClientId, Delivery, DeliveryOutcome, MessageId, NodeId, NodeRecord, NodeState, Nodes,
-    Published, SessionView, StoreError, Stores,
-};
+use moorline_router::{ClientId, NodeId, NodeRecord, NodeState, StoreError, Stores};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use crate::close_reason::CloseReason;
 use crate::config::Config;
 use crate::deadlines::{Clock, Wheel};
 use crate::metrics::Metrics;
-use crate::outbound::{Corked, for_device};
 use crate::retained::RetainedMessages;
 use crate::session::Session;
 use crate::subscriptions::Subscriptions;
@@ -150,27 +144,6 @@ impl Node {
             failing = result.is_err();
         }
     }
-
-    fn deliver_one(self: &Arc<Self>, delivery: &Delivery, corked: &mut Corked) -> DeliveryOutcome {
-        let Some(session) = self.session(&delivery.client) else {
-            return DeliveryOutcome::NotHere;
-        };
-        let mut state = session.lock();
-        let Some(version) = state.link.as_ref().map(|link| link.version) else {
-            return DeliveryOutcome::NotHere;
-        };
-        let message = &delivery.message;
-        let outcome = match delivery.position {
-            Some(position) => state.deliver_hint(&session.client, position, message, self),
-            None => {
-                let publish = for_device(version, message);
-                let encoded = EncodedPublish::new(version, &publish, message.qos, message.retain);
-                state.deliver_live(&encoded, message.expires_at_ms, self)
-            }
-        };
-        corked.add(&session, &mut state);
-        outcome
-    }
 }
 
 /// One open socket.
@@ -183,81 +156,5 @@ impl Drop for Counted {
         if self.node.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.node.all_gone.notify_waiters();
         }
-    }
-}
-
-/// The node as the services of the same process reach it.
-#[derive(Clone)]
-pub(crate) struct LocalNodes(pub(crate) Arc<Node>);
-
-#[async_trait]
-impl Nodes for LocalNodes {
-    async fn deliver(&self, node: &NodeId, deliveries: Vec<Delivery>) -> Vec<DeliveryOutcome> {
-        if *node != self.0.id {
-            return vec![DeliveryOutcome::NotHere; deliveries.len()];
-        }
-        let mut corked = Corked::new();
-        deliveries
-            .iter()
-            .map(|delivery| self.0.deliver_one(delivery, &mut corked))
-            .collect()
-    }
-
-    async fn disconnect(&self, node: &NodeId, client: &ClientId) -> Result<bool, StoreError> {
-        if *node != self.0.id {
-            return Ok(false);
-        }
-        let Some(session) = self.0.session(client) else {
-            return Ok(false);
-        };
-        let mut state = session.lock();
-        let Some(link) = &mut state.link else {
-            return Ok(false);
-        };
-        link.close(CloseReason::Kicked);
-        Ok(true)
-    }
-
-    async fn sessions(
-        &self,
-        node: &NodeId,
-        clients: &[ClientId],
-    ) -> Result<Vec<Option<SessionView>>, StoreError> {
-        if *node != self.0.id {
-            return Ok(vec![None; clients.len()]);
-        }
-        let view = |client| {
-            let session = self.0.session(client)?;
-            let state = session.lock();
-            let link = state.link.as_ref()?;
-            Some(SessionView {
-                epoch: link.epoch,
-                address: link
-                    .wire
-                    .stream()
-                    .peer_addr()
-                    .map_or_else(|_| String::new(), |a| a.to_string()),
-                version: link.version,
-                transport: link.transport.label(),
-                keep_alive_s: link.keep_alive_s,
-                persistent: state.is_persistent(),
-                subscriptions: state.subscriptions.len(),
-                in_flight: state.in_flight.len(),
-            })
-        };
-        Ok(clients.iter().map(view).collect())
-    }
-
-    async fn publish(&self, id: MessageId, publish: Publish) -> Result<Published, StoreError> {
-        let routed = {
-            let mut corked = Corked::new();
-            crate::publish::route(&self.0, &publish, None, Some(id), &mut corked)
-        };
-        if let Some(durable) = routed.durable {
-            durable.await?;
-        }
-        Ok(Published {
-            matched: routed.matched,
-        })
     }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use moorline_mqtt::{EncodedPublish, Packet, PacketId, Publish, PublishProperties, QoS, Version};
 use moorline_router::{
-    ClientId, DeliveryOutcome, End, EndReason, InboxEntry, InboxPage, Message, Origin, Position,
-    unix_ms,
+    ClientId, Delivery, DeliveryOutcome, End, EndReason, InboxEntry, InboxPage, Message, Origin,
+    Position, unix_ms,
 };
 use smallvec::SmallVec;
 
@@ -61,6 +61,28 @@ impl Drop for Corked {
     fn drop(&mut self) {
         self.flush();
     }
+}
+
+/// Hands a message to the connection of its client, if this node holds it.
+pub(crate) fn deliver(node: &Node, delivery: &Delivery, corked: &mut Corked) -> DeliveryOutcome {
+    let Some(session) = node.session(&delivery.client) else {
+        return DeliveryOutcome::NotHere;
+    };
+    let mut state = session.lock();
+    let Some(version) = state.link.as_ref().map(|link| link.version) else {
+        return DeliveryOutcome::NotHere;
+    };
+    let message = &delivery.message;
+    let outcome = match delivery.position {
+        Some(position) => state.deliver_hint(&session.client, position, message, node),
+        None => {
+            let publish = for_device(version, message);
+            let encoded = EncodedPublish::new(version, &publish, message.qos, message.retain);
+            state.deliver_live(&encoded, message.expires_at_ms, node)
+        }
+    };
+    corked.add(&session, &mut state);
+    outcome
 }
 
 impl Link {

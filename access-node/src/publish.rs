@@ -9,13 +9,13 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use moorline_mqtt::{EncodedPublish, Publish, PublishProperties, QoS, TopicName, Version};
 use moorline_router::{
-    Append, Appended, ClientId, Delivery, Message, MessageId, Nodes as _, Origin, StoreError,
+    Append, Appended, ClientId, Delivery, DeliveryOutcome, Message, MessageId, Origin, StoreError,
     UpstreamMessage, unix_ms,
 };
 use smallvec::SmallVec;
 
-use crate::node::{LocalNodes, Node};
-use crate::outbound::Corked;
+use crate::node::Node;
+use crate::outbound::{Corked, deliver};
 use crate::session::Session;
 use crate::subscriptions::Subscriber;
 
@@ -151,18 +151,13 @@ impl Routing<'_> {
         let qos = self.publish.qos;
         let message = self.message(Origin::Push, qos, false);
         if qos == QoS::AtMostOnce {
-            let Some(session) = self.node.session(&client) else {
-                return 0;
+            let delivery = Delivery {
+                client,
+                position: None,
+                message,
             };
-            let mut state = session.lock();
-            let Some(version) = state.link.as_ref().map(|link| link.version) else {
-                return 0;
-            };
-            let publish = crate::outbound::for_device(version, &message);
-            let encoded = EncodedPublish::new(version, &publish, qos, false);
-            state.deliver_live(&encoded, None, self.node);
-            corked.add(&session, &mut state);
-            return 1;
+            let outcome = deliver(self.node, &delivery, corked);
+            return u64::from(matches!(outcome, DeliveryOutcome::Sent { .. }));
         }
         let append = Append {
             client: client.clone(),
@@ -170,17 +165,21 @@ impl Routing<'_> {
             fingerprint: None,
         };
         let appended = self.node.stores.inboxes.append(vec![append]);
-        let nodes = LocalNodes(Arc::clone(self.node));
+        let node = Arc::clone(self.node);
         self.durable.push(Box::pin(async move {
             let outcome = appended.await?.pop();
             if let Some(Appended::Stored { position, route }) = outcome {
-                if let Some(route) = route {
-                    let delivery = Delivery {
-                        client,
-                        position: Some(position),
-                        message,
-                    };
-                    nodes.deliver(&route.node, vec![delivery]).await;
+                if route.is_some() {
+                    let position = Some(position);
+                    deliver(
+                        &node,
+                        &Delivery {
+                            client,
+                            position,
+                            message,
+                        },
+                        &mut Corked::new(),
+                    );
                 }
                 return Ok(());
             }
