@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
-use crate::{ClientId, Epoch, Message, MessageId, NodeId, Position, Route, StoreError};
+use crate::{ClientId, Epoch, Fence, Message, MessageId, NodeId, Position, Route, StoreError};
 
 /// One message for one client.
 #[derive(Debug, Clone)]
@@ -36,6 +36,9 @@ pub enum Appended {
         /// What became of the first.
         receipt: Receipt,
     },
+    /// The inbox is full and its policy is to drop what is new: the message is accepted and has
+    /// ended at once, as its receipt says. There is nothing to deliver.
+    Dropped,
     /// The inbox is full and its policy is to reject; nothing was stored.
     Full,
 }
@@ -176,8 +179,19 @@ pub trait Inboxes: Send + Sync {
     /// then looks the routes up. Answers are in the order of `appends`. The call takes its place in
     /// the order of writes when it is made, before the future is polled, so that a session can go
     /// on reading packets while earlier ones become durable.
-    fn append(&self, appends: Vec<Append>)
-    -> BoxFuture<'static, Result<Vec<Appended>, StoreError>>;
+    fn append(
+        &self,
+        appends: Vec<Append>,
+    ) -> BoxFuture<'static, Result<Vec<Appended>, StoreError>> {
+        self.append_behind(appends, None)
+    }
+
+    /// As [`Inboxes::append`], refused once another write behind the same fence was.
+    fn append_behind(
+        &self,
+        appends: Vec<Append>,
+        fence: Option<&Fence>,
+    ) -> BoxFuture<'static, Result<Vec<Appended>, StoreError>>;
 
     /// Entries after `after`, at most `limit` and about `bytes_max` (at least one entry if there is
     /// one). Expired entries are left out.

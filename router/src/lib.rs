@@ -21,6 +21,7 @@
 pub mod contract;
 pub mod duration;
 pub mod embedded;
+pub mod fence;
 pub mod ids;
 pub mod inboxes;
 pub mod message;
@@ -29,6 +30,7 @@ pub mod routes;
 pub mod sessions;
 pub mod upstream;
 
+pub use fence::Fence;
 pub use ids::{ClientId, Epoch, InvalidId, MessageId, NodeId, Position, unix_ms};
 pub use inboxes::{
     Append, Appended, End, EndReason, InboxEntry, InboxPage, InboxStatus, Inboxes, Receipt,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use moorline_mqtt::{ByteString, PublishProperties, QoS, TopicFilter, TopicName};
 
-use crate::{ClientId, MessageId, Position, StoreError};
+use crate::{ClientId, Fence, MessageId, Position, StoreError};
 
 /// A queue of the bus: one a rule, and [`QueueName::DEFAULT`] where no rule is configured.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -104,6 +104,15 @@ pub trait UpstreamBus: Send + Sync {
     fn publish(
         &self,
         messages: Vec<(UpstreamMessage, Vec<QueueName>)>,
+    ) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.publish_behind(messages, None)
+    }
+
+    /// As [`UpstreamBus::publish`], refused once another write behind the same fence was.
+    fn publish_behind(
+        &self,
+        messages: Vec<(UpstreamMessage, Vec<QueueName>)>,
+        fence: Option<&Fence>,
     ) -> BoxFuture<'static, Result<(), StoreError>>;
 
     /// How many partitions `queue` has.

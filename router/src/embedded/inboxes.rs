@@ -11,7 +11,7 @@ use super::format::{self, SentNote, Stage};
 use super::queue::Kind;
 use super::{EmbeddedStore, keys, receipts};
 use crate::{
-    Append, Appended, ClientId, End, Epoch, InboxEntry, InboxPage, InboxStatus, Inboxes, MessageId,
+    Append, Appended, ClientId, End, Epoch, Fence, InboxEntry, InboxPage, InboxStatus, Inboxes, MessageId,
     NodeId, Position, Receipt, StoreError, unix_ms,
 };
 
@@ -134,9 +134,10 @@ impl EmbeddedStore {
 
 #[async_trait]
 impl Inboxes for EmbeddedStore {
-    fn append(
+    fn append_behind(
         &self,
         appends: Vec<Append>,
+        fence: Option<&Fence>,
     ) -> BoxFuture<'static, Result<Vec<Appended>, StoreError>> {
         let mut cost = 0_usize;
         for append in &appends {
@@ -144,12 +145,14 @@ impl Inboxes for EmbeddedStore {
             let checked = keys::check_name(append.client.as_str())
                 .and_then(|()| format::check_properties(append.message.properties.as_deref()));
             if let Err(error) = checked {
-                return async { Err(error) }.boxed();
+                let refused = Err(error);
+                super::tell(fence, &refused);
+                return async { refused }.boxed();
             }
         }
         let clients: Vec<_> = appends.iter().map(|append| append.client.clone()).collect();
         let shared = self.shared.clone();
-        let stored = self.submit(Kind::Add, cost, move |tx| {
+        let stored = self.submit_behind(fence, Kind::Add, cost, move |tx| {
             appends
                 .into_iter()
                 .map(|append| tx.append(append))

@@ -53,7 +53,7 @@ use inbox_table::InboxTable;
 use queue::{Finish, Job, Kind, Queue};
 use transaction::Transaction;
 
-use crate::{QueueName, StoreError, Stores};
+use crate::{Fence, QueueName, StoreError, Stores};
 
 /// Whether the store can make things durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +110,13 @@ impl Shared {
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Breaks the fence where a write behind it was refused.
+fn tell<T>(fence: Option<&Fence>, outcome: &Result<T, StoreError>) {
+    if let (Some(fence), Err(error)) = (fence, outcome) {
+        fence.refused(error);
+    }
 }
 
 impl EmbeddedStore {
@@ -186,21 +193,42 @@ impl EmbeddedStore {
         cost: usize,
         work: impl FnOnce(&mut Transaction) -> Result<T, StoreError> + Send + 'static,
     ) -> impl Future<Output = Result<T, StoreError>> + Send + 'static {
+        self.submit_behind(None, kind, cost, work)
+    }
+
+    /// As `submit`. The fence is looked at and broken on the writer thread, so that nothing behind
+    /// it slips through between a refusal and the caller's hearing of it.
+    fn submit_behind<T: Send + 'static>(
+        &self,
+        fence: Option<&Fence>,
+        kind: Kind,
+        cost: usize,
+        work: impl FnOnce(&mut Transaction) -> Result<T, StoreError> + Send + 'static,
+    ) -> impl Future<Output = Result<T, StoreError>> + Send + 'static {
         let (answer, answered) = oneshot::channel();
+        let (before, after) = (fence.cloned(), fence.cloned());
+        let work = move |transaction: &mut Transaction| {
+            before.as_ref().map_or(Ok(()), Fence::check)?;
+            work(transaction)
+        };
         let run: queue::Run = Box::new(move |transaction| match transaction.and_then(work) {
             Ok(value) => {
                 let finish: Finish = Box::new(move |committed| {
+                    tell(after.as_ref(), &committed);
                     // The caller may have gone: the change stands anyway.
                     let _ = answer.send(committed.map(|()| value));
                 });
                 Some(finish)
             }
             Err(error) => {
-                let _ = answer.send(Err(error));
+                let refused = Err(error);
+                tell(after.as_ref(), &refused);
+                let _ = answer.send(refused);
                 None
             }
         });
         let pushed = self.push(Job { kind, cost, run });
+        tell(fence, &pushed);
         async move {
             pushed?;
             answered.await.unwrap_or_else(|_| {

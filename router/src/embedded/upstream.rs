@@ -18,7 +18,7 @@ use super::queue::Kind;
 use super::upstream_log::upstream_cost;
 use super::{EmbeddedStore, format, keys};
 use crate::{
-    DeadLetter, MessageId, Position, QueueName, Settlement, StoreError, UpstreamBus,
+    DeadLetter, Fence, MessageId, Position, QueueName, Settlement, StoreError, UpstreamBus,
     UpstreamDelivery, UpstreamMessage,
 };
 
@@ -251,9 +251,10 @@ impl EmbeddedStore {
 
 #[async_trait]
 impl UpstreamBus for EmbeddedStore {
-    fn publish(
+    fn publish_behind(
         &self,
         messages: Vec<(UpstreamMessage, Vec<QueueName>)>,
+        fence: Option<&Fence>,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
         let mut cost = 0;
         for (message, queues) in &messages {
@@ -261,10 +262,12 @@ impl UpstreamBus for EmbeddedStore {
             let checked = keys::check_name(message.client.as_str())
                 .and_then(|()| format::check_properties(message.properties.as_deref()));
             if let Err(error) = checked {
-                return async { Err(error) }.boxed();
+                let refused = Err(error);
+                super::tell(fence, &refused);
+                return async { refused }.boxed();
             }
         }
-        self.submit(Kind::Add, cost, move |tx| tx.publish(&messages))
+        self.submit_behind(fence, Kind::Add, cost, move |tx| tx.publish(&messages))
             .boxed()
     }
 

@@ -1,0 +1,43 @@
+//! Order that survives a refusal.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::StoreError;
+
+/// Ties the writes of one sender together: once one of them was refused, every later one is too.
+///
+/// A device sends on without waiting for acknowledgements. If its first message is refused while
+/// the second is stored, and the device then sends both again, the second comes before the first.
+#[derive(Debug, Clone)]
+pub struct Fence {
+    broken: Arc<AtomicBool>,
+    passes_full: bool,
+}
+
+impl Fence {
+    /// `passes_full`: the sender is told of [`StoreError::Full`] and does not send that message
+    /// again, so that the rest stays in order without it.
+    pub fn new(passes_full: bool) -> Self {
+        Self { broken: Arc::default(), passes_full }
+    }
+
+    /// Whether a write may still be made.
+    ///
+    /// # Errors
+    /// When an earlier one was refused.
+    pub fn check(&self) -> Result<(), StoreError> {
+        if self.broken.load(Ordering::Acquire) {
+            let cause = "an earlier message of the same sender was refused";
+            return Err(StoreError::Unavailable(cause.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// A write was refused with `error`.
+    pub fn refused(&self, error: &StoreError) {
+        if !(self.passes_full && matches!(error, StoreError::Full(_))) {
+            self.broken.store(true, Ordering::Release);
+        }
+    }
+}
