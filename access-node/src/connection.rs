@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use moorline_mqtt::{PacketId, ReasonCode, Version};
-use moorline_router::{Epoch, InboxPage, MessageId, Position, StoreError};
+use moorline_router::{Epoch, Fence, InboxPage, MessageId, Position, StoreError};
 
 use crate::close_reason::CloseReason;
 use crate::inbound::Turn;
@@ -69,6 +69,8 @@ pub(crate) struct Connection {
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) received: BTreeMap<PacketId, ReceivedId>,
     pub(crate) page: Option<Box<ReadingPage>>,
+    /// Behind which everything durable of this connection stands; made with the first.
+    pub(crate) fence: Option<Fence>,
 }
 
 enum Event {
@@ -189,8 +191,10 @@ impl Connection {
         if state.link_of(self.epoch).is_none() {
             return Err(CloseReason::TakenOver);
         }
-        state.deliver_page(&self.session.client, &page, heard, &self.node);
-        state.call_for_page();
+        let goes_on = state.deliver_page(&self.session.client, &page, heard, &self.node);
+        if goes_on {
+            state.call_for_page();
+        }
         corked.add(&self.session, &mut state);
         Ok(())
     }
@@ -282,6 +286,6 @@ mod tests {
     #[test]
     fn an_idle_connection_is_small() {
         let size = size_of::<Connection>();
-        assert!(size <= 176, "Connection grew to {size} bytes");
+        assert!(size <= 184, "Connection grew to {size} bytes");
     }
 }

@@ -13,7 +13,7 @@ use crate::close_reason::CloseReason;
 use crate::connection::Connection;
 use crate::node::Node;
 use crate::outbound::Corked;
-use crate::publish::route;
+use crate::publish::{Sender, route};
 use crate::session::{Link, Session};
 use crate::timers::Timer;
 
@@ -60,10 +60,11 @@ pub(crate) async fn finish(mut connection: Box<Connection>, reason: CloseReason)
 async fn settle_pending(connection: &mut Connection) {
     let all = async {
         while let Some(pending) = connection.pending.pop_front() {
-            if let Some(durable) = pending.durable
-                && durable.await.is_err()
-            {
-                return;
+            if let Some(durable) = pending.durable {
+                // Nobody is left to be told of a refusal.
+                if durable.await.is_ok() {
+                    connection.note_done(&pending.answer);
+                }
             }
         }
     };
@@ -198,7 +199,10 @@ pub(crate) async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epo
         route(
             node,
             &publish,
-            Some(client),
+            Some(Sender {
+                client,
+                fence: None,
+            }),
             Some(MessageId::generate()),
             &mut corked,
         )

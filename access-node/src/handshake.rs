@@ -261,6 +261,7 @@ async fn begin_owned(
         pending: VecDeque::new(),
         received,
         page: None,
+        fence: None,
     })
 }
 

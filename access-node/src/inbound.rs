@@ -3,12 +3,12 @@
 
 use bytes::BytesMut;
 use moorline_mqtt::{Ack, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, Version, encode};
-use moorline_router::{End, EndReason, MessageId, ReceivedPublish, StoreError};
+use moorline_router::{End, EndReason, Fence, MessageId, ReceivedPublish, StoreError};
 
 use crate::close_reason::CloseReason;
 use crate::connection::{Connection, Pending, PendingAnswer, ReceivedId};
 use crate::outbound::Corked;
-use crate::publish::{Durable, id_of, route};
+use crate::publish::{Durable, Routed, Sender, id_of, route};
 use crate::session::State;
 
 /// What the packets of one read add up to.
@@ -105,13 +105,7 @@ impl Connection {
         match (publish.qos, publish.packet_id) {
             (QoS::AtMostOnce, _) | (_, None) => {
                 if refusal.is_none() {
-                    route(
-                        &self.node,
-                        &publish,
-                        Some(&self.session.client),
-                        None,
-                        &mut turn.corked,
-                    );
+                    self.route(&publish, None, turn);
                 }
             }
             (QoS::AtLeastOnce, Some(id)) => {
@@ -123,16 +117,7 @@ impl Connection {
                     }
                     // MQTT 3.1.1 has no way to refuse: acknowledged and dropped.
                     Some(_) => None,
-                    None => {
-                        route(
-                            &self.node,
-                            &publish,
-                            Some(&self.session.client),
-                            None,
-                            &mut turn.corked,
-                        )
-                        .durable
-                    }
+                    None => self.route(&publish, None, turn).durable,
                 };
                 self.put_in_line(durable, PendingAnswer::PubAck(id));
             }
@@ -140,6 +125,20 @@ impl Connection {
         }
         self.answer_ready(turn);
         Ok(())
+    }
+
+    fn route(&mut self, publish: &Publish, id: Option<MessageId>, turn: &mut Turn) -> Routed {
+        // A 5.0 device that is told of a full queue goes on without that message.
+        let told = self.version == Version::V5;
+        let fence = match publish.qos {
+            QoS::AtMostOnce => None,
+            _ => Some(&*self.fence.get_or_insert_with(|| Fence::new(told))),
+        };
+        let sender = Sender {
+            client: &self.session.client,
+            fence,
+        };
+        route(&self.node, publish, Some(sender), id, &mut turn.corked)
     }
 
     /// Why devices may not publish to `topic`, if so.
@@ -188,23 +187,10 @@ impl Connection {
             durable.push(self.save_received(id, message_id, false));
         }
         if refusal.is_none() {
-            let client = Some(&self.session.client);
-            durable.extend(
-                route(
-                    &self.node,
-                    publish,
-                    client,
-                    message_id.clone(),
-                    &mut turn.corked,
-                )
-                .durable,
-            );
+            durable.extend(self.route(publish, message_id.clone(), turn).durable);
         }
-        if let (true, Some(message_id)) = (persistent, &message_id) {
-            durable.push(self.save_received(id, message_id, true));
-        }
-        // Until it is durable a repetition is a second attempt; afterwards it is only answered.
-        // `Pending` keeps the order, so the answer to a repetition waits for the first one's.
+        // For this connection it is done: the line keeps the order, so the answer to a repetition waits
+        // for the first one's. The store is told only once it is true, see `note_done`.
         self.received.insert(
             id,
             ReceivedId {
@@ -214,6 +200,19 @@ impl Connection {
         );
         self.put_in_line(in_turn(durable), PendingAnswer::PubRec(id));
         Ok(())
+    }
+
+    /// The message of a stored identifier went on durably: from now on a repetition is only answered.
+    /// A lost note costs a second copy under the same message id.
+    pub(crate) fn note_done(&self, answer: &PendingAnswer) {
+        if let PendingAnswer::PubRec(id) = answer
+            && let Some(message_id) = self
+                .received
+                .get(id)
+                .and_then(|held| held.message_id.as_ref())
+        {
+            drop(self.save_received(*id, message_id, true));
+        }
     }
 
     fn save_received(&self, packet_id: PacketId, message_id: &MessageId, done: bool) -> Durable {
@@ -285,7 +284,10 @@ impl Connection {
             return Ok(());
         };
         let reason = match (&result, &answer, self.version) {
-            (Ok(()), ..) => ReasonCode::Success,
+            (Ok(()), ..) => {
+                self.note_done(&answer);
+                ReasonCode::Success
+            }
             (
                 Err(StoreError::Full(_)),
                 PendingAnswer::PubAck(_) | PendingAnswer::PubRec(_),

@@ -353,23 +353,26 @@ impl State {
 
     /// Sends the entries of a page in order, as far as there is room. `heard` is what had been
     /// heard when the page was asked for: appended before, so the page has it or it has ended.
+    /// Says whether it makes sense to read on before the device acknowledges something.
     pub(crate) fn deliver_page(
         &mut self,
         client: &ClientId,
         page: &InboxPage,
         heard: Position,
         node: &Node,
-    ) {
+    ) -> bool {
         let before = self.inbox.read_to;
-        let mut all = true;
+        let (mut all, mut goes_on) = (true, true);
         for entry in &page.entries {
             if entry.position <= self.inbox.read_to {
                 continue;
             }
-            if !self.has_room(node.config.unsent_bytes_max)
-                || !self.deliver_entry(client, entry, node)
-            {
+            if !self.has_room(node.config.unsent_bytes_max) {
                 all = false;
+                break;
+            }
+            if !self.deliver_entry(client, entry, node) {
+                (all, goes_on) = (false, false);
                 break;
             }
             self.inbox.read_to = entry.position;
@@ -388,6 +391,7 @@ impl State {
                 .inboxes
                 .mark_sent(client, self.inbox.read_to, &node.id, link.epoch);
         }
+        goes_on
     }
 
     /// Says whether the entry was dealt with.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use moorline_mqtt::{EncodedPublish, Publish, PublishProperties, QoS, TopicName, Version};
 use moorline_router::{
-    Append, Appended, ClientId, Delivery, DeliveryOutcome, Message, MessageId, Origin, StoreError,
-    UpstreamMessage, unix_ms,
+    Append, Appended, ClientId, Delivery, DeliveryOutcome, Fence, Message, MessageId, Origin,
+    StoreError, UpstreamMessage, unix_ms,
 };
 use smallvec::SmallVec;
 
@@ -30,16 +30,25 @@ pub(crate) struct Routed {
     pub(crate) durable: Option<Durable>,
 }
 
-/// Sends `publish` everywhere it belongs. `from` is the publishing device, for No Local and for
-/// upstream; `id` is made where none is given and one is needed.
+/// The device that publishes.
+#[derive(Clone, Copy)]
+pub(crate) struct Sender<'a> {
+    pub(crate) client: &'a ClientId,
+    /// Keeps its messages in order over a refusal; none for a will.
+    pub(crate) fence: Option<&'a Fence>,
+}
+
+/// Sends `publish` everywhere it belongs. `from` is known to No Local and to upstream; `id` is made
+/// where none is given and one is needed.
 pub(crate) fn route(
     node: &Arc<Node>,
     publish: &Publish,
-    from: Option<&ClientId>,
+    from: Option<Sender<'_>>,
     id: Option<MessageId>,
     corked: &mut Corked,
 ) -> Routed {
     let mut routing = Routing {
+        fence: from.and_then(|sender| sender.fence),
         node,
         publish,
         id,
@@ -49,6 +58,7 @@ pub(crate) fn route(
         let matched = routing.push_to_device(owner, corked);
         return routing.into_routed(matched);
     }
+    let from = from.map(|sender| sender.client);
     if let Some(client) = from {
         routing.send_upstream(client);
     }
@@ -67,6 +77,7 @@ fn device_of<'t>(topic: &'t str, prefix: &str) -> Option<&'t str> {
 }
 
 struct Routing<'a> {
+    fence: Option<&'a Fence>,
     node: &'a Arc<Node>,
     publish: &'a Publish,
     id: Option<MessageId>,
@@ -132,7 +143,11 @@ impl Routing<'_> {
             payload: self.publish.payload.clone(),
             received_at_ms: unix_ms(),
         };
-        let stored = self.node.stores.upstream.publish(vec![(message, queues)]);
+        let stored = self
+            .node
+            .stores
+            .upstream
+            .publish_behind(vec![(message, queues)], self.fence);
         self.wait_for(stored);
     }
 
@@ -159,17 +174,41 @@ impl Routing<'_> {
             let outcome = deliver(self.node, &delivery, corked);
             return u64::from(matches!(outcome, DeliveryOutcome::Sent { .. }));
         }
+        let fingerprint = self.supplied_fingerprint();
         let append = Append {
             client: client.clone(),
             message: message.clone(),
-            fingerprint: None,
+            fingerprint,
         };
-        let appended = self.node.stores.inboxes.append(vec![append]);
+        let appended = self
+            .node
+            .stores
+            .inboxes
+            .append_behind(vec![append], self.fence);
         let node = Arc::clone(self.node);
         self.durable.push(Box::pin(async move {
-            let outcome = appended.await?.pop();
-            if let Some(Appended::Stored { position, route }) = outcome {
-                if route.is_some() {
+            let mut outcome = appended.await?.pop();
+            let mut message = message;
+            if let Some(Appended::Repeated {
+                fingerprint: first, ..
+            }) = &outcome
+                && Some(*first) != fingerprint
+            {
+                // The id is another message's: this one needs its own.
+                message.id = MessageId::generate();
+                let (client, message) = (client.clone(), message.clone());
+                let append = Append {
+                    client,
+                    message,
+                    fingerprint: None,
+                };
+                outcome = node.stores.inboxes.append(vec![append]).await?.pop();
+            }
+            match outcome {
+                Some(Appended::Stored {
+                    position,
+                    route: Some(_),
+                }) => {
                     let position = Some(position);
                     deliver(
                         &node,
@@ -181,13 +220,26 @@ impl Routing<'_> {
                         &mut Corked::new(),
                     );
                 }
-                return Ok(());
+                // The declared policy of the other device's inbox; not the publisher's concern.
+                Some(Appended::Full | Appended::Dropped) => {
+                    node.metrics.dropped_queue_full.increment(1);
+                }
+                // Here or nowhere: it waits. Or it was accepted before.
+                Some(Appended::Stored { .. } | Appended::Repeated { .. }) | None => {}
             }
-            Err(StoreError::Full(
-                "the inbox of the device is full".to_owned(),
-            ))
+            Ok(())
         }));
         1
+    }
+
+    /// What tells a repetition from another message, where the device has named the message itself:
+    /// its id may be one that is in use.
+    fn supplied_fingerprint(&self) -> Option<u64> {
+        let publish = self.publish;
+        supplied_id(publish)?;
+        // Fixed keys: the number is stored, and must be the same in another process.
+        let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+        Some(hasher.hash_one((publish.topic.as_str(), &publish.payload)))
     }
 
     fn retain(&mut self) {
@@ -209,8 +261,8 @@ impl Routing<'_> {
             limits.retained_bytes_max,
         );
         if kept.is_err() {
-            let full = StoreError::Full("too many retained messages".to_owned());
-            self.wait_for(Box::pin(std::future::ready(Err(full))));
+            // Subscribers of now have it all the same, so this is no refusal of the message.
+            self.node.metrics.dropped_retained_full.increment(1);
             return;
         }
         let stored = self.node.stores.retained.set(&publish.topic, Some(message));
@@ -264,7 +316,7 @@ impl Routing<'_> {
             .iter()
             .map(|append| append.message.clone())
             .collect();
-        let appended = self.node.stores.inboxes.append(appends);
+        let appended = self.node.stores.inboxes.append_behind(appends, self.fence);
         let node = Arc::clone(self.node);
         self.durable.push(Box::pin(async move {
             let outcomes = appended.await?;
@@ -277,7 +329,9 @@ impl Routing<'_> {
                         corked.add(session, &mut state);
                     }
                     // The subscriber's declared overflow policy; not the publisher's concern.
-                    Appended::Full => node.metrics.dropped_queue_full.increment(1),
+                    Appended::Full | Appended::Dropped => {
+                        node.metrics.dropped_queue_full.increment(1);
+                    }
                     Appended::Repeated { .. } => {}
                 }
             }
@@ -369,14 +423,17 @@ impl<'a> FanOut<'a> {
 
 /// The id that a device supplied, or a new one.
 pub(crate) fn id_of(publish: &Publish) -> MessageId {
-    let supplied = publish
+    supplied_id(publish).unwrap_or_else(MessageId::generate)
+}
+
+fn supplied_id(publish: &Publish) -> Option<MessageId> {
+    let properties = publish
         .properties
         .iter()
         .flat_map(|held| &held.user_properties);
-    supplied
+    properties
         .filter(|(name, _)| name == "message-id")
         .find_map(|(_, value)| MessageId::parse(value).ok())
-        .unwrap_or_else(MessageId::generate)
 }
 
 fn expires_at_ms(publish: &Publish, now_ms: u64) -> Option<u64> {

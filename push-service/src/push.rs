@@ -231,6 +231,7 @@ impl Submitter {
             }) => {
                 return repeated(id, fingerprint, first, &receipt);
             }
+            Some(Appended::Dropped) => ReceiptState::Dropped,
             Some(Appended::Full) => return Err(SubmitError::InboxFull),
             None => {
                 let detail = "it answered an append with nothing".to_owned();
@@ -309,7 +310,14 @@ impl Submitter {
         let (last, matched) = self.make(push, &id, context.traceparent).await?;
         let state = last.state;
         receipt.timeline.push(last);
-        self.stores.inboxes.record(receipt, None).await?;
+        if let Err(error) = self.stores.inboxes.record(receipt, None).await {
+            // Made is made. With a key the caller can ask again without a second copy; without one an
+            // error would only make it send another.
+            if context.once.is_some() {
+                return Err(error.into());
+            }
+            tracing::warn!(%id, %error, "receipt not kept");
+        }
         Ok(Outcome {
             id,
             state,

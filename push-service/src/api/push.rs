@@ -1,5 +1,7 @@
 //! `POST /v1/push`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -89,7 +91,14 @@ pub(super) async fn push(
         Ok::<_, Problem>((push, context(&caller.name, &headers)?))
     };
     let (push, context) = read().inspect_err(|_| api.submitter.metrics().push_invalid())?;
-    let outcome = api.submitter.submit(push, context).await?;
+    // In a task of its own: a caller that hangs up now must not take the delivery with it, when the
+    // message is stored and waits for nothing but its hint.
+    let submitting = Arc::clone(&api);
+    let submitted = tokio::spawn(async move { submitting.submitter.submit(push, context).await });
+    let outcome = submitted.await.map_err(|error| {
+        tracing::error!(%error, "a push ended without an outcome");
+        Problem::new(ProblemKind::Internal, "the push ended without an outcome")
+    })??;
     let accepted = Accepted {
         id: outcome.id.as_str().to_owned(),
         state: outcome.state.into(),
