@@ -8,6 +8,7 @@ use moorline_tests::wire::{self, Connect, Publish, V3, V5, Value, property};
 use moorline_tests::{Gateway, eventually};
 use reqwest::Method;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::support::{
     VERSIONS, await_state, await_waiting, push_numbered, resume, run, timeline, to, waiting,
@@ -767,6 +768,59 @@ fn the_trace_of_a_push_travels_to_the_device() {
             .header("traceparent", trace);
         api.send(request.json(&to("car", "x"))).await.expect(202);
         assert_eq!(car.take().await.user_property("traceparent"), Some(trace));
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn a_push_is_delivered_at_once_although_its_caller_hangs_up() {
+    run(async {
+        let gateway = Gateway::start().await;
+        let api = gateway.api();
+        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let body = to("car", "x").to_string();
+        let request = format!(
+            "POST /v1/push HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
+            moorline_tests::gateway::API_KEY,
+            body.len()
+        );
+        for _ in 0..20 {
+            let mut caller = tokio::net::TcpStream::connect(gateway.http).await.unwrap();
+            caller.write_all(request.as_bytes()).await.unwrap();
+        }
+        // Far less than the half minute after which lost hints are found.
+        let mut arrived = 0;
+        while car.take_within(Duration::from_secs(2)).await.is_some() {
+            arrived += 1;
+        }
+        assert!(arrived > 0);
+        let inbox = api.get("/v1/clients/car/inbox").await.expect(200);
+        assert_eq!(
+            inbox["entries"].as_array().map(Vec::len),
+            Some(0),
+            "{inbox}"
+        );
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn a_device_cannot_take_over_the_receipt_of_a_push_by_its_message_id() {
+    run(async {
+        let gateway = Gateway::start().await;
+        let api = gateway.api();
+        let id = api.push_text("victim", "mine").await;
+        let mut other = Device::clean(gateway.mqtt, V5, "other").await;
+        let name = Value::Pair("message-id".into(), id.clone());
+        let forged = Publish::new("d/elsewhere/x", 1, "forged").with(property::USER_PROPERTY, name);
+        assert!(other.publish(forged).await < 0x80);
+        let receipt = api.get(&format!("/v1/messages/{id}")).await.expect(200);
+        assert_eq!(receipt["to"], json!({"client": "victim"}));
+        let mut elsewhere = Device::clean(gateway.mqtt, V5, "elsewhere").await;
+        assert_eq!(elsewhere.take().await.text(), "forged");
+        let mut victim = Device::clean(gateway.mqtt, V5, "victim").await;
+        assert_eq!(victim.take().await.text(), "mine");
+        crate::support::await_state(&api, &id, "delivered").await;
         gateway.finish().await;
     });
 }

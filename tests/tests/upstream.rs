@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use moorline_tests::device::Device;
 use moorline_tests::waiting::SOON;
-use moorline_tests::wire::{Publish, V3, V5, Value, property};
+use moorline_tests::wire::{self, Publish, V3, V5, Value, property};
 use moorline_tests::{Backend, Gateway, Options, eventually, soon};
 use serde_json::{Value as Json, json};
 
@@ -466,6 +466,56 @@ fn what_a_backend_did_not_take_before_kill_9_is_sent_after_the_restart() {
                 .collect::<Vec<_>>(),
             (0..20).map(|n| n.to_string()).collect::<Vec<_>>()
         );
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn what_follows_a_refused_publish_is_not_stored_before_it() {
+    run(async {
+        let config = "[store]\nupstream_queue_bytes_max = 1048576\n";
+        let gateway = Gateway::start_with(Options::config(config)).await;
+        let api = gateway.api();
+        let mut filler = Device::clean(gateway.mqtt, V5, "filler").await;
+        assert!(
+            filler
+                .publish(Publish::new("up/x", 1, vec![b'f'; 600_000]))
+                .await
+                < 0x80
+        );
+        let first = vec![b'1'; 700_000];
+        let burst = |version| {
+            let mut bytes = Vec::new();
+            for (id, payload) in [
+                (1, first.clone()),
+                (2, b"two".to_vec()),
+                (3, b"three".to_vec()),
+            ] {
+                let publish = Publish {
+                    packet_id: id,
+                    ..Publish::new("up/x", 1, payload)
+                };
+                bytes.extend(wire::publish(version, &publish));
+            }
+            bytes
+        };
+        // 3.1.1 cannot be told: the connection ends, and nothing that came after is there.
+        let mut old = Device::clean(gateway.mqtt, V3, "old").await;
+        old.send(&burst(V3)).await.unwrap();
+        old.await_close(SOON).await;
+        // 5.0 is told, keeps the connection, and goes on without that message.
+        let mut new = Device::clean(gateway.mqtt, V5, "new").await;
+        new.send(&burst(V5)).await.unwrap();
+        assert_eq!(new.await_puback(1).await, 0x97);
+        assert!(new.await_puback(2).await < 0x80);
+        assert!(new.await_puback(3).await < 0x80);
+        let stored = api.drain_upstream("reader").await;
+        let senders: Vec<&str> = stored
+            .iter()
+            .map(|one| one["client"].as_str().unwrap())
+            .collect();
+        assert_eq!(senders, ["filler", "new", "new"]);
+        assert_eq!(payloads(&stored)[1..], ["two", "three"]);
         gateway.finish().await;
     });
 }
