@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::connections::Limits;
 use crate::keys::{ApiKeyRecord, Scope};
 
 /// The `[http]` section.
@@ -27,6 +28,11 @@ pub struct Config {
     /// How long requests in flight may take once the server is told to stop.
     #[serde(with = "moorline_router::duration")]
     pub shutdown_timeout: Duration,
+    /// For the head of a request to arrive, and again for its body.
+    #[serde(with = "moorline_router::duration")]
+    pub request_timeout: Duration,
+    /// Connections of callers at the same time; more wait to be accepted.
+    pub connections_max: usize,
     /// API keys beside the one of `MOORLINE_API_KEY`.
     pub keys: Vec<KeyConfig>,
 }
@@ -52,12 +58,21 @@ impl Default for Config {
             ttl_max: Duration::from_secs(30 * 24 * 3600),
             wait_max: Duration::from_secs(60),
             shutdown_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(30),
+            connections_max: 2_000,
             keys: Vec::new(),
         }
     }
 }
 
 impl Config {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            connections_max: self.connections_max,
+            head_timeout: self.request_timeout,
+        }
+    }
+
     /// Checks what the types cannot; the error names the key and what would be right.
     pub fn validate(&self) -> Result<(), String> {
         if self.payload_bytes_max == 0 || self.payload_bytes_max > 268_000_000 {
@@ -78,6 +93,10 @@ impl Config {
         }
         if self.wait_max.as_secs() > 3600 {
             return Err("http.wait_max must be at most 1h".into());
+        }
+        if self.request_timeout.is_zero() || self.connections_max == 0 {
+            let why = "http.request_timeout and http.connections_max must be greater than 0";
+            return Err(why.into());
         }
         self.key_records().map(|_| ())
     }

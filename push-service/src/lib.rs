@@ -4,12 +4,13 @@
 //! [`Nodes`]. It never opens a socket to a device and knows nothing of MQTT but topic names and properties.
 //!
 //! Read in this order: [`push`] (the one door through which every push goes), `request` (what the JSON of a push
-//! may say), `api` (one file a resource), [`problem`] (every other answer), [`keys`] (who may).
+//! may say), `api` (one file a resource), [`problem`] (every other answer), [`keys`] (who may), `connections` (whose sockets).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod api;
 pub mod config;
+mod connections;
 pub mod keys;
 mod metrics;
 pub mod problem;
@@ -20,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use axum::serve::ListenerExt as _;
 use moorline_router::embedded::EmbeddedStore;
 use moorline_router::{Nodes, Stores};
 use tokio::net::TcpListener;
@@ -72,17 +72,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let shutdown_timeout = service.config.shutdown_timeout;
+    let limits = service.config.limits();
     let metrics = service.metrics.clone();
     let (stop_sender, stop) = watch::channel(false);
     let app = api::app(service, stop.clone()).map_err(ServeError::Config)?;
-    let listener = listener.tap_io(|socket| {
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-    });
-    let server = axum::serve(listener, app)
-        .with_graceful_shutdown(api::stopped(stop))
-        .into_future();
+    let server = connections::run(listener, app, limits, stop);
     let stopping = async move {
         shutdown.await;
         stop_sender.send_replace(true);

@@ -10,6 +10,8 @@ use moorline_tests::others::Running;
 use moorline_tests::waiting::SOON;
 use moorline_tests::wire::{Publish, V3, V5};
 use moorline_tests::{Arrived, Gateway, Options, eventually};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::support::{await_state, metric, push_numbered, resume, run, to};
@@ -290,6 +292,39 @@ fn the_terminal_device_prints_pushes_and_sends_lines_upstream() {
         assert_eq!(messages[1]["payload"], "second line");
         assert_eq!(messages[0]["topic"], "up/phone-1");
         drop(terminal);
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn an_http_caller_that_does_not_finish_its_request_is_closed() {
+    run(async {
+        let config = "[http]\nrequest_timeout = \"1s\"\nconnections_max = 2\n";
+        let gateway = Gateway::start_with(Options::config(config)).await;
+        let head = "POST /v1/push HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+        let key = moorline_tests::gateway::API_KEY;
+        let body = format!("{head}Authorization: Bearer {key}\r\nContent-Length: 9\r\n\r\n{{");
+        let mut slow = Vec::new();
+        for bytes in [head, &body] {
+            let mut caller = TcpStream::connect(gateway.http).await.unwrap();
+            caller.write_all(bytes.as_bytes()).await.unwrap();
+            slow.push(caller);
+        }
+        // Both places are taken: this one waits for the first that is given up.
+        assert_eq!(gateway.api().get("/healthz").await.status, 200);
+        let mut answers = Vec::new();
+        for mut caller in slow {
+            let mut answer = String::new();
+            // A reset is an end as well.
+            let _ = tokio::time::timeout(SOON, caller.read_to_string(&mut answer))
+                .await
+                .unwrap();
+            answers.push(answer);
+        }
+        assert!(
+            answers[1].contains("the body did not arrive within 1s"),
+            "{answers:?}"
+        );
         gateway.finish().await;
     });
 }

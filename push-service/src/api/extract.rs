@@ -83,9 +83,15 @@ impl FromRequest<Arc<Api>> for JsonBody {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
         check_content_type(request.headers())?;
-        read_body(request.into_body(), api.config.body_bytes_max)
+        let limit = api.config.request_timeout;
+        let body = read_body(request.into_body(), api.config.body_bytes_max);
+        let body = tokio::time::timeout(limit, body)
             .await
-            .map(Self)
+            .unwrap_or_else(|_| {
+                let detail = format!("the body did not arrive within {limit:?}");
+                Err(Problem::new(ProblemKind::InvalidRequest, detail))
+            })?;
+        Ok(Self(body))
     }
 }
 
