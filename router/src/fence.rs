@@ -19,7 +19,10 @@ impl Fence {
     /// `passes_full`: the sender is told of [`StoreError::Full`] and does not send that message
     /// again, so that the rest stays in order without it.
     pub fn new(passes_full: bool) -> Self {
-        Self { broken: Arc::default(), passes_full }
+        Self {
+            broken: Arc::default(),
+            passes_full,
+        }
     }
 
     /// Whether a write may still be made.

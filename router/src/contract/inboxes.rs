@@ -24,6 +24,7 @@ macro_rules! inbox_contract {
             expired_entries_are_not_read,
             drop_oldest_makes_room,
             drop_new_keeps_what_is_there,
+            a_position_that_was_sent_is_never_another_messages,
             reject_answers_full,
             bytes_are_limited_as_well_as_entries,
             a_message_larger_than_an_inbox_is_refused_whatever_the_policy,
@@ -261,17 +262,13 @@ pub async fn drop_new_keeps_what_is_there(backend: &mut dyn Backend) {
         .await
         .inboxes;
     let device = client("device");
-    let mut last = Position::START;
-    for payload in ["1", "2", "3"] {
-        match append(&*inboxes, &device, push(payload)).await {
-            Appended::Stored { position, route } => {
-                assert!(position >= last);
-                assert_eq!(route, None);
-                last = position;
-            }
-            other => panic!("{other:?}"),
-        }
-    }
+    stored(&*inboxes, &device, push("1")).await;
+    stored(&*inboxes, &device, push("2")).await;
+    // No position: it would be another message's.
+    assert_eq!(
+        append(&*inboxes, &device, push("3")).await,
+        Appended::Dropped
+    );
     assert_eq!(payloads(&read_all(&*inboxes, &device).await), ["1", "2"]);
 }
 
@@ -376,6 +373,22 @@ pub async fn ended_entries_are_gone_and_unknown_ends_do_no_harm(backend: &mut dy
     assert_eq!(payloads(&read_all(&*inboxes, &device).await), ["1", "3"]);
     let inboxes = backend.restart().await.inboxes;
     assert_eq!(payloads(&read_all(&*inboxes, &device).await), ["1", "3"]);
+}
+
+pub async fn a_position_that_was_sent_is_never_another_messages(backend: &mut dyn Backend) {
+    let inboxes = backend.start(Settings::default()).await.inboxes;
+    let device = client("device");
+    stored(&*inboxes, &device, push("1")).await;
+    let last = stored(&*inboxes, &device, push("2")).await;
+    inboxes.mark_sent(&device, last, &NodeId::from_text("node"), Epoch(1));
+    // The first stays, so that the inbox lives on; the last was sent, and ends.
+    end(&*inboxes, &device, last, EndReason::Delivered).await;
+    let inboxes = backend.restart().await.inboxes;
+    let next = stored(&*inboxes, &device, push("3")).await;
+    assert!(next > last, "{next:?} after {last:?}");
+    let page = read_all(&*inboxes, &device).await;
+    assert_eq!(payloads(&page), ["1", "3"]);
+    assert!(!page.entries[1].maybe_sent);
 }
 
 pub async fn what_was_sent_may_be_sent_again(backend: &mut dyn Backend) {

@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 
-use super::{Backend, Settings, client, end, eventually, of_session, push, stored};
+use super::{Backend, Settings, append, client, end, eventually, of_session, push, stored};
 use crate::embedded::{InboxLimits, OverflowPolicy};
 use crate::{
     Append, Appended, EndReason, Epoch, Inboxes, Message, MessageId, NodeId, Receipt, ReceiptState,
@@ -151,7 +151,7 @@ pub async fn what_overflow_dropped_says_so(backend: &mut dyn Backend) {
             .inboxes;
         let (old, new) = (push("old"), push("new"));
         stored(&*inboxes, &client("device"), old.clone()).await;
-        stored(&*inboxes, &client("device"), new.clone()).await;
+        append(&*inboxes, &client("device"), new.clone()).await;
         let (dropped, kept) = match overflow {
             OverflowPolicy::DropOldest => (old, new),
             _ => (new, old),

@@ -59,9 +59,11 @@ impl Transaction {
         }
         let key = keys::named(keys::SENT, client.as_str());
         if let Some(value) = self.get(&key)? {
-            let mut note = format::parse_sent_note(&key, &value)?;
-            // The tail may have ended since: what comes at its place is another message.
-            note.through = note.through.min(state.tail);
+            let note = format::parse_sent_note(&key, &value)?;
+            // What was sent there may have ended since, but its position, and with it its packet
+            // identifier, is never another message's.
+            state.tail = state.tail.max(note.through);
+            state.committed = state.tail;
             state.sent_through = note.through;
             state.sent_persisted = note.through;
             state.notes.push_back(note);
@@ -228,9 +230,6 @@ impl Transaction {
         message: &Message,
         fingerprint: Option<u64>,
     ) -> Result<Appended, StoreError> {
-        let tail = self
-            .on_inbox(&client, |state| state.tail)?
-            .unwrap_or(Position::START);
         if message.origin == Origin::Push {
             let step = |state, at_ms| ReceiptStep {
                 state,
@@ -253,10 +252,7 @@ impl Transaction {
             );
         }
         self.ended.push(EndReason::Dropped);
-        Ok(Appended::Stored {
-            position: tail,
-            route: None,
-        })
+        Ok(Appended::Dropped)
     }
 
     /// Ends one entry; says whether there was one that may end so.

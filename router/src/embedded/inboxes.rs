@@ -11,8 +11,8 @@ use super::format::{self, SentNote, Stage};
 use super::queue::Kind;
 use super::{EmbeddedStore, keys, receipts};
 use crate::{
-    Append, Appended, ClientId, End, Epoch, Fence, InboxEntry, InboxPage, InboxStatus, Inboxes, MessageId,
-    NodeId, Position, Receipt, StoreError, unix_ms,
+    Append, Appended, ClientId, End, Epoch, Fence, InboxEntry, InboxPage, InboxStatus, Inboxes,
+    MessageId, NodeId, Position, Receipt, StoreError, unix_ms,
 };
 
 /// Where a read of an inbox stands in relation to what is written meanwhile.
