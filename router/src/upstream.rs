@@ -137,7 +137,8 @@ pub trait UpstreamBus: Send + Sync {
         settlement: Settlement,
     ) -> Result<(), StoreError>;
 
-    /// Dead letters, oldest first, from after the message id `after`.
+    /// Dead letters, oldest first, from after the newest one of the message `after`. About `limit`: a
+    /// page goes on to the newest letter of the message that it ends with.
     async fn dead_letters(
         &self,
         after: Option<&MessageId>,

@@ -92,10 +92,15 @@ impl Transaction {
     /// The bounded chores between batches.
     pub(super) fn maintain(&mut self) -> Result<(), StoreError> {
         self.more_to_do = false;
-        self.sweep_expired()?;
-        self.trim_receipts()?;
-        self.trim_default_queue()?;
-        self.save_sent_notes()
+        // Each on its own: a damaged record that stops one of them must not stop the rest.
+        [
+            self.sweep_expired(),
+            self.trim_receipts(),
+            self.trim_default_queue(),
+            self.save_sent_notes(),
+        ]
+        .into_iter()
+        .collect()
     }
 }
 

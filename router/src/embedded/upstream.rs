@@ -25,7 +25,7 @@ use crate::{
 /// What readers of the bus share with the writer.
 #[derive(Default)]
 pub(super) struct UpstreamShared {
-    partitions: DashMap<QueueName, u16>,
+    pub(super) partitions: DashMap<QueueName, u16>,
     slots: DashMap<(QueueName, u16), Arc<Slot>>,
     consumers: Mutex<BTreeMap<String, Position>>,
 }
@@ -105,6 +105,17 @@ fn read_partition(
         deliveries.push(UpstreamDelivery { position, message });
     }
     Ok(deliveries)
+}
+
+/// Where the newest dead letter of a message is: it has one in each queue that gave up on it.
+fn last_letter_of(view: &View, id: &MessageId) -> Result<Option<Vec<u8>>, StoreError> {
+    let group = keys::group(keys::DEAD_LETTER_OF, id.as_str());
+    let end = keys::group_end(keys::DEAD_LETTER_OF, id.as_str());
+    let mut last: Option<Vec<u8>> = None;
+    for pair in view.range(Bound::Included(group), end) {
+        last = last.max(Some(pair?.1.to_vec()));
+    }
+    Ok(last)
 }
 
 const PAGE_BYTES_MAX: usize = 4 << 20;
@@ -313,23 +324,23 @@ impl UpstreamBus for EmbeddedStore {
     ) -> Result<Vec<DeadLetter>, StoreError> {
         let after = after.cloned();
         self.read(move |view| {
-            let mut from = Bound::Included(vec![keys::DEAD_LETTER]);
-            if let Some(after) = after {
-                let group = keys::group(keys::DEAD_LETTER_OF, after.as_str());
-                let end = keys::group_end(keys::DEAD_LETTER_OF, after.as_str());
-                for pair in view.range(Bound::Included(group), end) {
-                    let at = pair?.1.to_vec();
-                    if !matches!(&from, Bound::Excluded(last) if *last > at) {
-                        from = Bound::Excluded(at);
-                    }
+            let after = after
+                .map(|id| last_letter_of(view, &id))
+                .transpose()?
+                .flatten();
+            let from = after.map_or(Bound::Included(vec![keys::DEAD_LETTER]), Bound::Excluded);
+            let mut letters = Vec::new();
+            for pair in view.range(from, keys::after_prefix(&[keys::DEAD_LETTER])) {
+                let (key, value) = pair?;
+                let letter = format::parse_dead_letter(&key, &value)?;
+                let last = last_letter_of(view, &letter.message.id)?;
+                letters.push(letter);
+                // The next page begins after the last letter of this id: nothing may lie between.
+                if letters.len() >= limit && last.is_none_or(|last| last[..] == key[..]) {
+                    break;
                 }
             }
-            let pairs = view.range(from, keys::after_prefix(&[keys::DEAD_LETTER]));
-            let letter = |pair: Result<(fjall::Slice, fjall::Slice), StoreError>| {
-                let (key, value) = pair?;
-                format::parse_dead_letter(&key, &value)
-            };
-            pairs.take(limit).map(letter).collect()
+            Ok(letters)
         })
         .await
     }

@@ -79,7 +79,11 @@ impl UpstreamLog {
             let messages = keys::group(keys::UPSTREAM, queue.as_str());
             let end = keys::group_end(keys::UPSTREAM, queue.as_str());
             let configured = shared.configured_partitions(queue);
-            if view.last(messages, end)?.is_none() {
+            // After an outage the workers of this process still have the number they began with.
+            let in_use = shared.upstream.partitions.get(queue).map(|in_use| *in_use);
+            if let Some(in_use) = in_use {
+                record.partitions = in_use;
+            } else if view.last(messages, end)?.is_none() {
                 record.partitions = configured;
             } else if record.partitions != configured {
                 tracing::warn!(
@@ -236,7 +240,9 @@ impl Transaction {
                     message,
                 };
                 let at = keys::at(keys::DEAD_LETTER, self.next_number());
-                let index = keys::dead_letter_of(&letter.message.id, queue);
+                let mut index = keys::dead_letter_of(&letter.message.id, queue);
+                // A device may use an id twice: each letter has an entry of its own.
+                index.extend_from_slice(&at[1..]);
                 self.staged.put(index, at.clone());
                 let record = format::dead_letter(&at, &letter);
                 let grown = (record.len() as u64).saturating_sub(value.len() as u64);
