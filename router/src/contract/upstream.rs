@@ -23,6 +23,7 @@ macro_rules! upstream_contract {
             fetch_waits_for_what_comes,
             what_is_not_settled_comes_again_after_a_restart,
             dead_letters_are_listed_and_can_be_tried_again,
+            every_dead_letter_is_on_some_page_and_can_be_tried_again,
             a_full_queue_refuses_the_whole_call_and_takes_more_when_it_is_settled,
             a_message_comes_back_as_it_was_published,
         );
@@ -215,6 +216,55 @@ pub async fn what_is_not_settled_comes_again_after_a_restart(backend: &mut dyn B
         ["next"],
         "positions do not go back"
     );
+}
+
+/// Messages that two queues gave up on at different times, and an id that a device used twice.
+pub async fn every_dead_letter_is_on_some_page_and_can_be_tried_again(backend: &mut dyn Backend) {
+    let bus = backend.start(Settings::default()).await.upstream;
+    let messages: Vec<_> = ["1", "2", "3"]
+        .map(|payload| message("device", payload))
+        .into();
+    for one in &messages {
+        publish(&*bus, one.clone(), &["a", "b"]).await;
+    }
+    let again = UpstreamMessage {
+        id: messages[0].id.clone(),
+        ..message("device", "again")
+    };
+    publish(&*bus, again, &["a"]).await;
+    for name in ["a", "b"] {
+        for (partition, deliveries) in all(&*bus, name).await {
+            for delivery in deliveries {
+                let dead = Settlement::DeadLetter {
+                    reason: "no".into(),
+                    attempts: 1,
+                };
+                bus.settle(&queue(name), partition, delivery.position, dead)
+                    .await
+                    .unwrap();
+            }
+        }
+    }
+    let (mut listed, mut after) = (0, None);
+    loop {
+        let page = bus.dead_letters(after.as_ref(), 1).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.message.id.clone());
+        listed += page.len();
+    }
+    assert_eq!(listed, 7);
+    for one in &messages {
+        assert!(bus.retry_dead_letter(&one.id).await.unwrap());
+    }
+    assert!(bus.dead_letters(None, 10).await.unwrap().is_empty());
+    let waiting = |partitions: Vec<(u16, Vec<UpstreamDelivery>)>| {
+        partitions
+            .iter()
+            .map(|(_, deliveries)| deliveries.len())
+            .sum::<usize>()
+    };
+    assert_eq!(waiting(all(&*bus, "a").await), 4);
+    assert_eq!(waiting(all(&*bus, "b").await), 3);
 }
 
 pub async fn dead_letters_are_listed_and_can_be_tried_again(backend: &mut dyn Backend) {
