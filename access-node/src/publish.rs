@@ -237,9 +237,10 @@ impl Routing<'_> {
     fn supplied_fingerprint(&self) -> Option<u64> {
         let publish = self.publish;
         supplied_id(publish)?;
-        // Fixed keys: the number is stored, and must be the same in another process.
-        let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
-        Some(hasher.hash_one((publish.topic.as_str(), &publish.payload)))
+        Some(stable_hash([
+            publish.topic.as_str().as_bytes(),
+            &publish.payload,
+        ]))
     }
 
     fn retain(&mut self) {
@@ -436,6 +437,19 @@ fn supplied_id(publish: &Publish) -> Option<MessageId> {
         .find_map(|(_, value)| MessageId::parse(value).ok())
 }
 
+/// FNV-1a over the parts, each behind its length. The number is stored, so it must be the same in
+/// every build and on every machine, which the hashers of maps do not promise.
+fn stable_hash<const N: usize>(parts: [&[u8]; N]) -> u64 {
+    let mut hash = 0xCBF2_9CE4_8422_2325_u64;
+    for part in parts {
+        let length = (part.len() as u64).to_be_bytes();
+        for byte in length.iter().chain(part) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3);
+        }
+    }
+    hash
+}
+
 fn expires_at_ms(publish: &Publish, now_ms: u64) -> Option<u64> {
     let seconds = publish.properties.as_ref()?.message_expiry_interval_s?;
     Some(now_ms + u64::from(seconds) * 1000)
@@ -452,6 +466,19 @@ fn lasting_properties(properties: Option<&PublishProperties>) -> Option<Box<Publ
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_stored_hash_is_what_it_always_was() {
+        assert_eq!(stable_hash::<0>([]), 0xCBF2_9CE4_8422_2325);
+        assert_ne!(
+            stable_hash([&b"ab"[..], b"c"]),
+            stable_hash([&b"a"[..], b"bc"])
+        );
+        assert_eq!(
+            stable_hash([&b"d/x/y"[..], b"payload"]),
+            0xC086_3B50_163E_ED32
+        );
+    }
 
     #[test]
     fn device_topics_name_their_device() {

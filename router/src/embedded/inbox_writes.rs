@@ -458,7 +458,12 @@ impl Transaction {
                     state.sent_persisted = note.through;
                 }
                 worth.then_some(note)
-            })?;
+            });
+            let note = note.unwrap_or_else(|error| {
+                // The others' notes are worth keeping all the same.
+                tracing::error!(%client, %error, "how far a device was sent its inbox is not kept");
+                None
+            });
             if let Some(note) = note.flatten() {
                 let key = keys::named(keys::SENT, client.as_str());
                 let value = format::sent_note(&key, &note);
