@@ -23,6 +23,8 @@ use crate::wire::{BEHIND, CLOSING, UNSENT, Wire};
 
 /// Bytes of a page of the inbox.
 const PAGE_BYTES: usize = 256 * 1024;
+/// Bytes of answers that a device may leave unread, beside the messages.
+const ANSWERS_UNSENT_MAX: usize = 64 * 1024;
 /// Until a page is asked for again after the store failed.
 const PAGE_RETRY: Duration = Duration::from_secs(1);
 
@@ -143,10 +145,20 @@ impl Connection {
         }
         // A device that sends faster than the stores take waits here; MQTT 5.0 devices that heed
         // the Receive Maximum never do.
-        if self.pending.len() <= usize::from(self.node.config.receive_maximum) {
+        if self.pending.len() <= usize::from(self.node.config.receive_maximum) && !self.is_ignored()
+        {
             return self.reader.poll_receive(context).map(Event::Received);
         }
         Poll::Pending
+    }
+
+    /// Whether the device leaves its answers unread: what it sends has to wait then. Messages alone
+    /// never fill the buffer that far.
+    fn is_ignored(&self) -> bool {
+        self.wire.is_signalled(UNSENT)
+            && self.session.lock().link_of(self.epoch).is_some_and(|link| {
+                link.unsent.len() >= self.node.config.unsent_bytes_max + ANSWERS_UNSENT_MAX
+            })
     }
 
     fn begin_page(&self, delay: Duration) -> Option<Box<ReadingPage>> {

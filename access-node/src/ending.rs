@@ -227,25 +227,22 @@ pub(crate) async fn end_session(
 ) -> Result<(), StoreError> {
     let (filters, stored) = {
         let mut state = session.lock();
-        if state.ended {
-            return Ok(());
-        }
         (state.end(), state.stored)
     };
     node.timers.cancel_expiry(&session.client);
     for held in &filters {
         node.subscriptions.remove(&held.filter, session);
     }
-    let removed = node
-        .sessions
-        .remove_if(&session.client, |_, current| Arc::ptr_eq(current, session));
-    if removed.is_some() {
-        node.metrics.sessions.decrement(1.0);
-    }
     if stored {
         let deleted = node.stores.sessions.delete(&session.client);
         node.stores.inboxes.end_session(&session.client).await?;
         deleted.await?;
+        session.lock().stored = false;
+    }
+    // Only now: a failed end is made up for by the next connect, which finds the session here.
+    let is_this = |_: &ClientId, current: &Arc<Session>| Arc::ptr_eq(current, session);
+    if node.sessions.remove_if(&session.client, is_this).is_some() {
+        node.metrics.sessions.decrement(1.0);
     }
     Ok(())
 }

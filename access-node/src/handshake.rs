@@ -52,7 +52,13 @@ pub(crate) async fn accept(
     let wire = Arc::new(Wire::new(write, node.clock.now_s()));
     let limit = node.config.handshake_timeout;
     // Only the device is timed: what follows changes sessions and must not be cut off half-way.
-    let opening = tokio::time::timeout(limit, open(&mut reader, &wire, transport)).await;
+    let opening = tokio::time::timeout(limit, async {
+        tokio::select! {
+            opened = open(&mut reader, &wire, transport) => opened,
+            () = node.drain_begun() => Err(HandshakeError::Refused(ReasonCode::ServerUnavailable)),
+        }
+    })
+    .await;
     let (connect, rest) = match opening.map_err(|_| HandshakeError::TimedOut(limit))? {
         Ok(found) => found,
         Err(error) => {
@@ -234,6 +240,9 @@ async fn begin_owned(
     let connect = &asked.connect;
     let expiry_interval_s = granted_expiry_s(connect, node.config.session_expiry_max_s());
     let (session, session_present) = take_session(node, client, connect, expiry_interval_s).await?;
+    if !session_present {
+        forget_deliveries(node, client).await?;
+    }
     let received = load_received(node, &session, session_present).await?;
     save(node, &session, connect, epoch).await?;
     attach(
@@ -323,6 +332,16 @@ fn take_over(state: &mut crate::session::State) -> Option<Link> {
     state.detach()
 }
 
+/// A new session gets what waits for the client as if for the first time. The call also stands behind
+/// the acknowledgements of the connection before, so that nothing acknowledged is read again.
+async fn forget_deliveries(node: &Node, client: &ClientId) -> Result<(), HandshakeError> {
+    let inboxes = &node.stores.inboxes;
+    if let [Some(_)] = inboxes.tails(std::slice::from_ref(client)).await?[..] {
+        inboxes.end_session(client).await?;
+    }
+    Ok(())
+}
+
 async fn load_received(
     node: &Node,
     session: &Session,
@@ -404,6 +423,7 @@ fn attach(node: &Node, session: &Arc<Session>, asked: &Asked, connack: Connack) 
         closing: None,
         // A will is kept as long as the connection: it must not hold on to the read buffer.
         will: connect.will.as_ref().map(|will| Box::new(will.copied())),
+        is_new: !connack.session_present,
     };
     let mut encoded = BytesMut::new();
     let packet = connack_packet(node, session, connect, &connack);

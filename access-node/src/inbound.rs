@@ -374,6 +374,9 @@ impl Connection {
 
     fn on_disconnect(&mut self, disconnect: &Disconnect) -> CloseReason {
         let mut state = self.session.lock();
+        if state.link_of(self.epoch).is_none() {
+            return CloseReason::TakenOver;
+        }
         let wanted = disconnect
             .properties
             .as_ref()

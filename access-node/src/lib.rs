@@ -37,7 +37,6 @@ mod ws;
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use moorline_router::upstream::UpstreamRoutes;
@@ -137,7 +136,7 @@ impl AccessNode {
     /// Stops cleanly: no new devices, every connection closed with its reason, the lease given up
     /// last. Sessions and inboxes stay as they are.
     pub async fn stop(mut self) {
-        self.node.draining.store(true, Ordering::Release);
+        self.node.begin_drain();
         self.tasks.shutdown().await;
         self.node.close_all(CloseReason::ServerShuttingDown);
         let gone = self.node.all_connections_gone();

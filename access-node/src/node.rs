@@ -43,7 +43,8 @@ pub(crate) struct Node {
     hasher: RandomState,
     connections: AtomicUsize,
     all_gone: Notify,
-    pub(crate) draining: AtomicBool,
+    draining: AtomicBool,
+    drains: Notify,
 }
 
 impl Node {
@@ -70,6 +71,7 @@ impl Node {
             connections: AtomicUsize::new(0),
             all_gone: Notify::new(),
             draining: AtomicBool::new(false),
+            drains: Notify::new(),
         }
     }
 
@@ -85,6 +87,23 @@ impl Node {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// Takes no new devices from now on.
+    pub(crate) fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.drains.notify_waiters();
+    }
+
+    /// Resolves when the node takes no new devices any more.
+    pub(crate) async fn drain_begun(&self) {
+        loop {
+            let notified = self.drains.notified();
+            if self.is_draining() {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Counts one socket until the guard is dropped.

@@ -396,7 +396,8 @@ impl State {
 
     /// Says whether the entry was dealt with.
     fn deliver_entry(&mut self, client: &ClientId, entry: &InboxEntry, node: &Node) -> bool {
-        if !entry.received {
+        let is_new = self.link.as_ref().is_some_and(|link| link.is_new);
+        if !entry.received || is_new {
             let sending = self.send_entry(
                 client,
                 entry.position,

@@ -121,6 +121,8 @@ pub(crate) struct Link {
     /// Why the connection is being closed; no more is sent.
     pub(crate) closing: Option<CloseReason>,
     pub(crate) will: Option<Box<Will>>,
+    /// The session began with this connection: the device remembers nothing of an earlier one.
+    pub(crate) is_new: bool,
 }
 
 impl Session {

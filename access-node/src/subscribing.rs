@@ -98,8 +98,10 @@ impl Connection {
             .encode(self.version, &mut packet)
             .expect("at most as many codes as the request had filters");
         let record = {
-            let state = self.session.lock();
-            (changed && state.is_persistent()).then(|| state.record(&self.session.client))
+            let mut state = self.session.lock();
+            let is_ours = state.link_of(self.epoch).is_some();
+            (changed && is_ours && state.is_persistent())
+                .then(|| state.record(&self.session.client))
         };
         match record.map(|record| self.node.stores.sessions.save(record)) {
             None => turn.replies.extend_from_slice(&packet),
@@ -128,6 +130,10 @@ impl Connection {
             return Err(ReasonCode::TopicFilterInvalid);
         }
         let mut state = self.session.lock();
+        if state.link_of(self.epoch).is_none() {
+            // Displaced: the session is another connection's, or gone.
+            return Err(ReasonCode::UnspecifiedError);
+        }
         let held = state
             .subscriptions
             .iter_mut()

@@ -215,7 +215,8 @@ pub trait Inboxes: Send + Sync {
     /// with the same message id.
     fn end(&self, ends: Vec<End>);
 
-    /// Ends every `Session` entry of `client` (clean start, session expiry). Durable on return.
+    /// Ends every `Session` entry of `client` (clean start, session expiry) and forgets which pushes the
+    /// session had received; stands behind every note made before. Durable on return.
     async fn end_session(&self, client: &ClientId) -> Result<(), StoreError>;
 
     /// Ends one push that has not been delivered; says with which receipt it ended, `None` where no

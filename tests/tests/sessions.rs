@@ -224,3 +224,20 @@ fn a_session_can_be_resumed_by_the_other_version() {
         gateway.finish().await;
     });
 }
+
+#[test]
+fn what_was_acknowledged_does_not_come_again_on_a_fast_reconnect() {
+    run(async {
+        let gateway = Gateway::start().await;
+        let api = gateway.api();
+        for round in 0..20 {
+            let mut device = Device::clean(gateway.mqtt, V5, "quick").await;
+            api.push_text("quick", &round.to_string()).await;
+            assert_eq!(device.take().await.text(), round.to_string());
+            device.disconnect().await;
+        }
+        let mut device = Device::clean(gateway.mqtt, V5, "quick").await;
+        device.has_nothing().await;
+        gateway.finish().await;
+    });
+}

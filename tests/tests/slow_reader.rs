@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use moorline_tests::Gateway;
 use moorline_tests::device::Device;
-use moorline_tests::wire::{Connect, PINGREQ, V3, V5};
+use moorline_tests::wire::{self, Connect, PINGREQ, V3, V5};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 use crate::support::{await_waiting, resume, run};
 
@@ -111,6 +113,37 @@ fn a_subscriber_that_stops_reading_does_not_make_the_server_grow() {
         }
         let growth = gateway.rss_bytes().saturating_sub(before);
         assert!(growth < 32 << 20, "grew by {} MiB", growth >> 20);
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn a_device_that_leaves_its_answers_unread_does_not_make_the_server_grow() {
+    run(async {
+        let gateway = Gateway::start().await;
+        let mut socket = TcpStream::connect(gateway.mqtt).await.unwrap();
+        let hello = wire::connect(&Connect::new(V5, "deaf"));
+        socket.write_all(&hello).await.unwrap();
+        let before = gateway.rss_bytes();
+        let pings = [0xC0, 0].repeat(32 * 1024);
+        let mut sent = 0;
+        // Ends when the server reads no more, as it should long before the last.
+        while sent < 128 << 20 {
+            let write = socket.write_all(&pings);
+            match tokio::time::timeout(Duration::from_secs(2), write).await {
+                Ok(result) => result.unwrap(),
+                Err(_) => break,
+            }
+            sent += pings.len();
+        }
+        let grown = gateway.rss_bytes().saturating_sub(before);
+        assert!(sent < 128 << 20, "the server took everything");
+        assert!(
+            grown < 16 << 20,
+            "grown by {grown} bytes for {sent} bytes of pings"
+        );
+        let mut other = Device::clean(gateway.mqtt, V5, "other").await;
+        other.ping().await;
         gateway.finish().await;
     });
 }

@@ -357,6 +357,20 @@ impl Transaction {
         for position in positions.unwrap_or_default() {
             self.end(client, position, EndReason::SessionEnded)?;
         }
+        // A push stays, but the PUBREC that the session's device sent for it means nothing any more.
+        let received = self.on_inbox(client, |state| {
+            let of_push = state.entries.iter_mut().filter(|entry| entry.received);
+            of_push
+                .map(|entry| {
+                    entry.received = false;
+                    entry.position
+                })
+                .collect::<Vec<_>>()
+        })?;
+        for position in received.unwrap_or_default() {
+            self.staged
+                .delete(keys::entry(keys::RECEIVED_ENTRY, client, position));
+        }
         Ok(())
     }
 
