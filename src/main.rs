@@ -53,6 +53,10 @@ fn say_why(why: &str) {
 #[expect(clippy::print_stdout, reason = "the output of `config` commands")]
 fn run() -> Result<(), Failure> {
     let cli = Cli::parse();
+    // One provider of cryptography for the whole process, chosen here.
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .expect("nothing was installed before");
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => {
             let config = config::load(&cli.options).map_err(Failure::Usage)?;

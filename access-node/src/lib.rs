@@ -23,6 +23,7 @@ mod local_nodes;
 mod metrics;
 mod node;
 mod outbound;
+mod peer;
 mod publish;
 mod reader;
 mod restore;

@@ -12,6 +12,7 @@ use crate::connection::Connection;
 use crate::ending;
 use crate::handshake::{self, HandshakeError};
 use crate::node::{Counted, Node};
+use crate::peer::Peer;
 use crate::session::Transport;
 
 /// Rest after an error that accepting again at once would only repeat, such as too many open files.
@@ -87,7 +88,7 @@ async fn handshake(
     transport: Transport,
     counted: Counted,
 ) -> Option<Begun> {
-    let peer = stream.peer_addr().ok();
+    let peer = Peer::of(&stream);
     // Small packets must not wait for each other; a failure only costs latency.
     let _ = stream.set_nodelay(true);
     match handshake::accept(&node, stream, transport).await {
@@ -100,9 +101,9 @@ async fn handshake(
             });
         }
         Err(HandshakeError::Store(error)) => {
-            tracing::warn!(?peer, %error, "device refused, the store does not answer");
+            tracing::warn!(peer = ?peer.address, %error, "device refused, the store does not answer");
         }
-        Err(error) => tracing::info!(?peer, %error, "no MQTT session"),
+        Err(error) => tracing::info!(peer = ?peer.address, %error, "no MQTT session"),
     }
     node.metrics.connects_refused.increment(1);
     None

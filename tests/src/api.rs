@@ -91,6 +91,8 @@ impl Api {
     /// # Panics
     /// When no HTTP client can be made.
     pub fn new(address: SocketAddr, key: Option<&str>) -> Self {
+        // Every client wants a provider of TLS, also one that never uses it. Installed before is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .no_proxy()
             .timeout(Duration::from_secs(60))

@@ -121,6 +121,8 @@ struct Worker {
 
 impl Worker {
     fn start(store: &Arc<EmbeddedStore>, config: &Config) -> Self {
+        // As the binary does; another test of this process may have done it before.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         config.validate().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let bus = store.stores().upstream;

@@ -125,6 +125,8 @@ impl Service {
         let base = format!("http://{}", listener.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(serve(listener, service, async { drop(stopped.await) }));
+        // Installed before, by another test of this process, is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let node_id = NodeId::for_this_run("test");
         Self {
