@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::Endpoint;
+
 /// An MQTT gateway that delivers what backends push, and keeps it until it can.
 #[derive(Debug, Parser)]
 #[command(version, disable_help_subcommand = true)]
@@ -24,12 +26,12 @@ pub(crate) struct Options {
     /// Where everything durable lives [default: ./moorline-data]
     #[arg(long, global = true, value_name = "DIR", env = "MOORLINE_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// MQTT over TCP [default: 127.0.0.1:1883; port 0 takes any free one]
+    /// MQTT over TCP, or "off" [default: 127.0.0.1:1883; port 0 takes any free one]
     #[arg(long, global = true, value_name = "ADDR", env = "MOORLINE_MQTT_LISTEN")]
-    pub(crate) mqtt_listen: Option<SocketAddr>,
-    /// MQTT over WebSocket [default: 127.0.0.1:8083]
+    pub(crate) mqtt_listen: Option<Endpoint>,
+    /// MQTT over WebSocket, or "off" [default: 127.0.0.1:8083]
     #[arg(long, global = true, value_name = "ADDR", env = "MOORLINE_WS_LISTEN")]
-    pub(crate) ws_listen: Option<SocketAddr>,
+    pub(crate) ws_listen: Option<Endpoint>,
     /// HTTP API [default: 127.0.0.1:8080]
     #[arg(long, global = true, value_name = "ADDR", env = "MOORLINE_HTTP_LISTEN")]
     pub(crate) http_listen: Option<SocketAddr>,

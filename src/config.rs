@@ -5,7 +5,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
+use moorline_access_node::{ListenerConfig, ListenerSettings, Protocol};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -18,6 +20,8 @@ pub(crate) struct Config {
     /// Where everything durable lives.
     pub(crate) data_dir: PathBuf,
     pub(crate) listen: Listen,
+    /// Where devices connect besides `[listen]`.
+    pub(crate) listeners: Vec<ListenerConfig>,
     pub(crate) log: Log,
     pub(crate) mqtt: moorline_access_node::Config,
     pub(crate) http: moorline_push_service::Config,
@@ -29,12 +33,50 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Listen {
-    /// MQTT over TCP.
-    pub(crate) mqtt: SocketAddr,
-    /// MQTT over WebSocket.
-    pub(crate) ws: SocketAddr,
+    /// MQTT over TCP, or `"off"`.
+    pub(crate) mqtt: Endpoint,
+    /// MQTT over WebSocket, or `"off"`.
+    pub(crate) ws: Endpoint,
     /// The HTTP API.
     pub(crate) http: SocketAddr,
+}
+
+/// Where something listens, or that it does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub(crate) enum Endpoint {
+    At(SocketAddr),
+    Off,
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            text => text.parse().map(Self::At).map_err(|_| {
+                format!("{text:?} is not an address like \"127.0.0.1:1883\", nor \"off\"")
+            }),
+        }
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> Self {
+        match endpoint {
+            Endpoint::At(address) => address.to_string(),
+            Endpoint::Off => "off".to_owned(),
+        }
+    }
 }
 
 /// The `[log]` section.
@@ -61,6 +103,7 @@ impl Default for Config {
         Self {
             data_dir: "moorline-data".into(),
             listen: Listen::default(),
+            listeners: Vec::new(),
             log: Log::default(),
             mqtt: moorline_access_node::Config::default(),
             http: moorline_push_service::Config::default(),
@@ -74,8 +117,8 @@ impl Default for Listen {
     fn default() -> Self {
         let on = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Self {
-            mqtt: on(1883),
-            ws: on(8083),
+            mqtt: Endpoint::At(on(1883)),
+            ws: Endpoint::At(on(8083)),
             http: on(8080),
         }
     }
@@ -138,7 +181,8 @@ fn read_file(path: &Path) -> Result<Table, String> {
             one_line(error.message())
         )
     })?;
-    refuse_unknown(&table, &known(), "").map_err(|error| format!("{}: {error}", path.display()))?;
+    refuse_unknown(&table, &known_with_elements(), "")
+        .map_err(|error| format!("{}: {error}", path.display()))?;
     // The file on its own first: the text knows the line, the table knows the key.
     if let (Err(in_text), Err(why)) = (toml::from_str::<Config>(&text), typed(table.clone())) {
         return Err(format!("{}:{}: {why}", path.display(), line_of(&in_text)));
@@ -183,6 +227,18 @@ fn known() -> Table {
     Table::try_from(Config::default()).expect("the defaults can be written as TOML")
 }
 
+/// The same with one element in each list of tables.
+fn known_with_elements() -> Table {
+    let mut known = known();
+    let element = Table::try_from(ListenerConfig::with_every_key());
+    let element = element.expect("a listener can be written as TOML");
+    known.insert(
+        "listeners".to_owned(),
+        Value::Array(vec![Value::Table(element)]),
+    );
+    known
+}
+
 /// The defaults as a file to start from.
 pub(crate) fn default_toml() -> String {
     toml::to_string(&Config::default()).expect("the defaults can be written as TOML")
@@ -193,6 +249,16 @@ fn refuse_unknown(table: &Table, known: &Table, prefix: &str) -> Result<(), Stri
         match (known.get(key), value) {
             (Some(Value::Table(known)), Value::Table(inner)) => {
                 refuse_unknown(inner, known, &format!("{prefix}{key}."))?;
+            }
+            (Some(Value::Array(known)), Value::Array(given)) => {
+                let Some(Value::Table(known)) = known.first() else {
+                    continue;
+                };
+                for (at, value) in given.iter().enumerate() {
+                    if let Value::Table(inner) = value {
+                        refuse_unknown(inner, known, &format!("{prefix}{key}[{at}]."))?;
+                    }
+                }
             }
             (Some(_), _) => {}
             (None, _) => {
@@ -312,18 +378,58 @@ fn validate(config: &Config) -> Result<(), String> {
                 config.log.level
             )
         })?;
-    for (key, address) in [
-        ("listen.mqtt", config.listen.mqtt),
-        ("listen.ws", config.listen.ws),
-    ] {
-        if !address.ip().is_loopback() && !config.mqtt.allow_anonymous_beyond_loopback {
-            return Err(format!(
-                "{key} is {address}, which is not loopback, and devices are not authenticated: \
-                 set mqtt.allow_anonymous_beyond_loopback = true if anyone who reaches this address may connect"
-            ));
-        }
+    config.validate_listeners()
+}
+
+impl Config {
+    /// Every listener for devices: those of `[listen]`, then the `[[listeners]]`; each with the key
+    /// that an operator knows it by.
+    pub(crate) fn device_listeners(&self) -> Vec<(String, ListenerConfig)> {
+        let plain = [
+            ("mqtt", Protocol::Mqtt, self.listen.mqtt),
+            ("ws", Protocol::Ws, self.listen.ws),
+        ];
+        let plain = plain.into_iter().filter_map(|(name, protocol, endpoint)| {
+            let Endpoint::At(address) = endpoint else {
+                return None;
+            };
+            let listener = ListenerConfig::plain(name, protocol, address);
+            Some((format!("listen.{name}"), listener))
+        });
+        let further = self.listeners.iter().enumerate().map(|(at, listener)| {
+            let key = match listener.name.as_str() {
+                "" => format!("listeners[{at}]"),
+                name => format!("listeners[{at}] ({name})"),
+            };
+            (key, listener.clone())
+        });
+        plain.chain(further).collect()
     }
-    Ok(())
+
+    fn validate_listeners(&self) -> Result<(), String> {
+        let listeners = self.device_listeners();
+        for (at, (key, listener)) in listeners.iter().enumerate() {
+            ListenerSettings::load(listener, &self.mqtt)
+                .map_err(|error| format!("{key}: {error}"))?;
+            let name = &listener.name;
+            if listeners[..at].iter().any(|(_, other)| other.name == *name) {
+                return Err(format!(
+                    "{key}: name {name:?} is that of another listener, must be unique"
+                ));
+            }
+            if !listener.address.ip().is_loopback()
+                && !listener.requires_certificate()
+                && !self.mqtt.allow_anonymous_beyond_loopback
+            {
+                return Err(format!(
+                    "{key} is {}, which is not loopback, and devices are not authenticated: \
+                     set mqtt.allow_anonymous_beyond_loopback = true if anyone who reaches this address may connect",
+                    listener.address
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -364,6 +470,38 @@ mod tests {
             error,
             "unknown key `mqtt.ack_timeuot`, did you mean `mqtt.ack_timeout`?"
         );
+    }
+
+    #[test]
+    fn a_listener_is_checked_like_a_section() {
+        let table: Table = "[[listeners]]\nname = 'a'\n[[listeners]]\nadress = 'b'"
+            .parse()
+            .unwrap();
+        let error = refuse_unknown(&table, &known_with_elements(), "").unwrap_err();
+        assert_eq!(
+            error,
+            "unknown key `listeners[1].adress`, did you mean `listeners[1].address`?"
+        );
+        let table: Table = "[[listeners]]\ntls = { certifcate = 'b' }".parse().unwrap();
+        let error = refuse_unknown(&table, &known_with_elements(), "").unwrap_err();
+        assert!(
+            error.ends_with("did you mean `listeners[0].tls.certificate`?"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn listeners_have_names_of_their_own() {
+        let mut config = Config::default();
+        let address = "127.0.0.1:0".parse().unwrap();
+        config.listeners = vec![ListenerConfig::plain("ws", Protocol::Ws, address)];
+        let error = validate(&config).unwrap_err();
+        assert!(
+            error.starts_with("listeners[0] (ws): name \"ws\""),
+            "{error}"
+        );
+        config.listen.ws = Endpoint::Off;
+        assert_eq!(validate(&config), Ok(()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use moorline_access_node::AccessNode;
+use moorline_access_node::{AccessNode, ListenerSettings};
 use moorline_push_service::{ApiKeyRecord, PushService};
 use moorline_router::NodeId;
 use moorline_router::embedded::EmbeddedStore;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::Failure;
 use crate::config::{Config, LogFormat};
-use crate::welcome::{self, Addresses, ApiKey};
+use crate::welcome::{self, Addresses, ApiKey, Listening};
 
 /// How long a part has to finish what it is doing.
 const PART_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,11 +27,7 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
     start_logging(&config);
     raise_open_files();
     // Before anything is written: a port that is taken must leave nothing half started.
-    let listeners = Listeners {
-        mqtt: bind("listen.mqtt", config.listen.mqtt)?,
-        ws: bind("listen.ws", config.listen.ws)?,
-        http: bind("listen.http", config.listen.http)?,
-    };
+    let listeners = Listeners::bind(&config)?;
     let metrics = moorline_push_service::install_metrics().context("cannot install metrics")?;
     let mut store_config = config.store.clone();
     store_config.data_dir.clone_from(&config.data_dir);
@@ -50,9 +46,40 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
 }
 
 struct Listeners {
-    mqtt: StdListener,
-    ws: StdListener,
+    devices: Vec<DeviceListener>,
     http: StdListener,
+}
+
+struct DeviceListener {
+    socket: StdListener,
+    /// What is printed of it.
+    taken: Listening,
+    settings: ListenerSettings,
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> Result<Self, Failure> {
+        let mut devices = Vec::new();
+        for (key, listener) in config.device_listeners() {
+            let settings = ListenerSettings::load(&listener, &config.mqtt)
+                .map_err(|error| Failure::Usage(format!("{key}: {error}")))?;
+            let socket = bind(&key, listener.address)?;
+            devices.push(DeviceListener {
+                taken: Listening {
+                    scheme: listener.scheme(),
+                    address: socket
+                        .local_addr()
+                        .context("a bound socket has an address")?,
+                },
+                socket,
+                settings,
+            });
+        }
+        Ok(Self {
+            devices,
+            http: bind("listen.http", config.listen.http)?,
+        })
+    }
 }
 
 fn bind(key: &str, address: SocketAddr) -> Result<StdListener, Failure> {
@@ -83,11 +110,10 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let Listeners { mqtt, ws, http } = listeners;
+    let Listeners { devices, http } = listeners;
     let http = TcpListener::from_std(http)?;
     let addresses = Addresses {
-        mqtt: mqtt.local_addr()?,
-        ws: ws.local_addr()?,
+        devices: devices.iter().map(|device| device.taken).collect(),
         http: http.local_addr()?,
     };
     let stores = store.stores();
@@ -127,8 +153,9 @@ async fn serve(
         config.upstream,
         stopped(stop),
     ));
-    node.listen_tcp(&mqtt)?;
-    node.listen_websocket(&ws)?;
+    for device in devices {
+        node.listen(&device.socket, device.settings)?;
+    }
     say(&welcome::text(&addresses, &config.data_dir, key));
 
     tokio::select! {

@@ -84,16 +84,26 @@ fn make_key() -> anyhow::Result<String> {
 
 /// Where everything listens.
 pub(crate) struct Addresses {
-    pub(crate) mqtt: SocketAddr,
-    pub(crate) ws: SocketAddr,
+    pub(crate) devices: Vec<Listening>,
     pub(crate) http: SocketAddr,
+}
+
+/// One listener for devices.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Listening {
+    /// `mqtt`, `mqtts`, `ws` or `wss`.
+    pub(crate) scheme: &'static str,
+    pub(crate) address: SocketAddr,
 }
 
 /// The lines that scripts wait for, then those for a person.
 pub(crate) fn text(addresses: &Addresses, data_dir: &Path, key: &ApiKey) -> String {
-    let Addresses { mqtt, ws, http } = addresses;
-    let mut text =
-        format!("listening mqtt {mqtt}\nlistening ws {ws}\nlistening http {http}\nready\n");
+    let Addresses { devices, http } = addresses;
+    let mut text = String::new();
+    for Listening { scheme, address } in devices {
+        writeln!(text, "listening {scheme} {address}").expect("writing to memory");
+    }
+    write!(text, "listening http {http}\nready\n").expect("writing to memory");
     let in_file = match &key.origin {
         Origin::Environment => format!("the API key is that of {KEY_VARIABLE}"),
         Origin::File(path) => format!("the API key is in {}", path.display()),
@@ -109,16 +119,20 @@ pub(crate) fn text(addresses: &Addresses, data_dir: &Path, key: &ApiKey) -> Stri
     };
     let program = std::env::current_exe()
         .map_or_else(|_| "moorline".to_owned(), |path| path.display().to_string());
-    write!(
-        text,
-        "\ndata in {}; {in_file}\n\
-         see a push arrive: paste these three lines into another terminal\n\n\
-         {program} device phone-1 --mqtt {mqtt} &\n\
-         sleep 1; curl -sS http://{http}/v1/push -H \"Authorization: Bearer {read_key}\" -d '{{\"to\": {{\"client\": \"phone-1\"}}, \"payload\": \"hello\"}}'\n\
-         sleep 1; echo; kill %1\n\n",
-        absolute(data_dir),
-    )
-    .expect("writing to memory");
+    write!(text, "\ndata in {}; {in_file}\n", absolute(data_dir)).expect("writing to memory");
+    // The device on the terminal speaks plain MQTT.
+    if let Some(Listening { address: mqtt, .. }) =
+        devices.iter().find(|device| device.scheme == "mqtt")
+    {
+        write!(
+            text,
+            "see a push arrive: paste these three lines into another terminal\n\n\
+             {program} device phone-1 --mqtt {mqtt} &\n\
+             sleep 1; curl -sS http://{http}/v1/push -H \"Authorization: Bearer {read_key}\" -d '{{\"to\": {{\"client\": \"phone-1\"}}, \"payload\": \"hello\"}}'\n\
+             sleep 1; echo; kill %1\n\n",
+        )
+        .expect("writing to memory");
+    }
     text
 }
 

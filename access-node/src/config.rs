@@ -4,13 +4,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// The protocol's own limit of a packet.
+pub(crate) const PACKET_BYTES_MAX: u32 = 268_435_460;
+
 /// The `[mqtt]` section: limits of connections and sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Threads that serve devices; 0 is one for two cores.
     pub threads: usize,
-    /// Time for the whole CONNECT to arrive, WebSocket upgrade included.
+    /// Connections at the same time, for each listener.
+    pub connections_max: usize,
+    /// Time for the whole CONNECT to arrive: PROXY header, TLS handshake and WebSocket upgrade
+    /// included.
     #[serde(with = "moorline_router::duration")]
     pub handshake_timeout: Duration,
     /// Bytes of the largest packet taken from a device.
@@ -54,6 +60,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             threads: 0,
+            connections_max: 1_000_000,
             handshake_timeout: Duration::from_secs(10),
             packet_bytes_max: 1024 * 1024,
             receive_maximum: 256,
@@ -78,6 +85,7 @@ impl Config {
     /// Checks what the types cannot; the error names the key and what would be right.
     pub fn validate(&self) -> Result<(), String> {
         let positive = [
+            ("connections_max", self.connections_max as u64),
             ("packet_bytes_max", u64::from(self.packet_bytes_max)),
             ("receive_maximum", u64::from(self.receive_maximum)),
             ("in_flight_max", u64::from(self.in_flight_max)),
@@ -93,10 +101,10 @@ impl Config {
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("mqtt.{key} must be greater than 0"));
         }
-        if self.packet_bytes_max > 268_435_460 {
-            return Err(
-                "mqtt.packet_bytes_max must be at most 268435460, the protocol's limit".into(),
-            );
+        if self.packet_bytes_max > PACKET_BYTES_MAX {
+            return Err(format!(
+                "mqtt.packet_bytes_max must be at most {PACKET_BYTES_MAX}, the protocol's limit"
+            ));
         }
         let prefix = &self.device_topics;
         if prefix.is_empty() || prefix.contains(['/', '+', '#', '\0']) || prefix.starts_with('$') {

@@ -19,6 +19,7 @@ use crate::close_reason::CloseReason;
 use crate::connection::{Connection, ReceivedId};
 use crate::ending;
 use crate::node::Node;
+use crate::peer::Peer;
 use crate::reader::{ReadError, Reader};
 use crate::session::{InboxCursor, Link, Session, Transport};
 use crate::wire::Wire;
@@ -45,12 +46,14 @@ pub(crate) enum HandshakeError {
 pub(crate) async fn accept(
     node: &Arc<Node>,
     stream: TcpStream,
-    transport: Transport,
+    peer: Peer,
 ) -> Result<(Connection, Bytes), HandshakeError> {
+    let settings = &peer.listener;
+    let transport = settings.transport;
     let (read, write) = stream.into_split();
-    let mut reader = Reader::new(read, Decoder::server(node.config.packet_bytes_max));
+    let mut reader = Reader::new(read, Decoder::server(settings.packet_bytes_max));
     let wire = Arc::new(Wire::new(write, node.clock.now_s()));
-    let limit = node.config.handshake_timeout;
+    let limit = settings.handshake_timeout;
     // Only the device is timed: what follows changes sessions and must not be cut off half-way.
     let opening = tokio::time::timeout(limit, async {
         tokio::select! {
@@ -71,7 +74,7 @@ pub(crate) async fn accept(
     let version = connect.version;
     let asked = Asked {
         connect,
-        transport,
+        peer,
         wire: Arc::clone(&wire),
         reader,
     };
@@ -105,7 +108,7 @@ async fn open(
 /// A CONNECT that was read, with everything needed to answer it.
 struct Asked {
     connect: Box<Connect>,
-    transport: Transport,
+    peer: Peer,
     wire: Arc<Wire>,
     reader: Reader,
 }
@@ -258,7 +261,7 @@ async fn begin_owned(
     );
     node.metrics.connections.increment(1.0);
     node.metrics.connects_accepted.increment(1);
-    tracing::debug!(%client, %epoch, transport = asked.transport.label(), session_present, "connected");
+    tracing::debug!(%client, %epoch, transport = asked.peer.listener.transport.label(), session_present, "connected");
     let version = connect.version;
     Ok(Connection {
         node: Arc::clone(node),
@@ -414,7 +417,7 @@ fn attach(node: &Node, session: &Arc<Session>, asked: &Asked, connack: Connack) 
         wire: Arc::clone(&asked.wire),
         epoch: connack.epoch,
         version: connect.version,
-        transport: asked.transport,
+        transport: asked.peer.listener.transport,
         keep_alive_s: connect.keep_alive_s,
         window: device_window.min(node.config.in_flight_max),
         packet_bytes_max: properties.maximum_packet_size.unwrap_or(u32::MAX),
@@ -426,7 +429,7 @@ fn attach(node: &Node, session: &Arc<Session>, asked: &Asked, connack: Connack) 
         is_new: !connack.session_present,
     };
     let mut encoded = BytesMut::new();
-    let packet = connack_packet(node, session, connect, &connack);
+    let packet = connack_packet(node, session, asked, &connack);
     packet
         .encode(connect.version, &mut encoded)
         .expect("a CONNACK is short");
@@ -445,14 +448,18 @@ fn attach(node: &Node, session: &Arc<Session>, asked: &Asked, connack: Connack) 
     );
 }
 
-fn connack_packet(node: &Node, session: &Session, connect: &Connect, connack: &Connack) -> Packet {
+fn connack_packet(node: &Node, session: &Session, asked: &Asked, connack: &Connack) -> Packet {
     let limits = &node.config;
-    let asked_expiry_s = connect.properties.session_expiry_interval_s.unwrap_or(0);
+    let asked_expiry_s = asked
+        .connect
+        .properties
+        .session_expiry_interval_s
+        .unwrap_or(0);
     let properties = ConnAckProperties {
         session_expiry_interval_s: (asked_expiry_s != connack.expiry_interval_s)
             .then_some(connack.expiry_interval_s),
         receive_maximum: NonZeroU16::new(limits.receive_maximum),
-        maximum_packet_size: Some(limits.packet_bytes_max),
+        maximum_packet_size: Some(asked.peer.listener.packet_bytes_max),
         assigned_client_id: connack.assigned.then(|| session.client.as_str().into()),
         shared_subscription_available: Some(false),
         ..ConnAckProperties::default()

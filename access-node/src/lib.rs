@@ -19,6 +19,7 @@ mod ending;
 mod handshake;
 mod inbound;
 mod listener;
+mod listener_config;
 mod local_nodes;
 mod metrics;
 mod node;
@@ -45,11 +46,15 @@ use moorline_router::{NodeId, Nodes, StoreError, Stores};
 use tokio::task::JoinSet;
 
 pub use config::Config;
+pub use listener_config::{
+    CertificateIdentity, ClientCertificateMode, ListenerConfig, Protocol, TlsConfig,
+};
+pub use peer::ListenerSettings;
 
 use crate::close_reason::CloseReason;
+use crate::listener::Listener;
 use crate::local_nodes::LocalNodes;
 use crate::node::Node;
-use crate::session::Transport;
 use crate::threads::Threads;
 
 /// How long a clean stop waits for connections to end.
@@ -102,29 +107,21 @@ impl AccessNode {
         })
     }
 
-    /// Takes devices that speak MQTT over TCP. The listener must be non-blocking.
+    /// Takes devices. The socket must be non-blocking. Every thread accepts: whichever is free first
+    /// takes the connection and keeps it.
     ///
     /// # Errors
-    /// When the system gives no further handle of the listener.
-    pub fn listen_tcp(&mut self, listener: &TcpListener) -> std::io::Result<()> {
-        self.listen(listener, Transport::Tcp)
-    }
-
-    /// Takes devices that speak MQTT over WebSocket. The listener must be non-blocking.
-    ///
-    /// # Errors
-    /// When the system gives no further handle of the listener.
-    pub fn listen_websocket(&mut self, listener: &TcpListener) -> std::io::Result<()> {
-        self.listen(listener, Transport::WebSocket)
-    }
-
-    /// Every thread accepts: whichever is free first takes the connection and keeps it.
-    fn listen(&mut self, listener: &TcpListener, transport: Transport) -> std::io::Result<()> {
+    /// When the system gives no further handle of the socket.
+    pub fn listen(
+        &mut self,
+        socket: &TcpListener,
+        settings: ListenerSettings,
+    ) -> std::io::Result<()> {
+        let listener = Arc::new(Listener::new(Arc::clone(&self.node), settings));
         for handle in &self.threads.handles {
-            let shared = listener.try_clone()?;
-            let node = Arc::clone(&self.node);
+            let shared = socket.try_clone()?;
             self.tasks
-                .spawn_on(listener::run(node, shared, transport), handle);
+                .spawn_on(listener::run(Arc::clone(&listener), shared), handle);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -11,35 +12,86 @@ use crate::close_reason::CloseReason;
 use crate::connection::Connection;
 use crate::ending;
 use crate::handshake::{self, HandshakeError};
-use crate::node::{Counted, Node};
-use crate::peer::Peer;
-use crate::session::Transport;
+use crate::node::Node;
+use crate::peer::{ListenerSettings, Peer};
 
 /// Rest after an error that accepting again at once would only repeat, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A socket that devices come to.
+pub(crate) struct Listener {
+    node: Arc<Node>,
+    settings: Arc<ListenerSettings>,
+    connections: AtomicUsize,
+}
+
+impl Listener {
+    pub(crate) fn new(node: Arc<Node>, settings: ListenerSettings) -> Self {
+        Self {
+            node,
+            settings: Arc::new(settings),
+            connections: AtomicUsize::new(0),
+        }
+    }
+
+    /// Counts one socket until the guard is dropped; `None` where there are too many.
+    fn count(self: &Arc<Self>) -> Option<Counted> {
+        let max = self.settings.connections_max;
+        let counted = self
+            .connections
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
+                (open < max).then_some(open + 1)
+            });
+        counted.ok()?;
+        self.node.connection_opened();
+        Some(Counted {
+            listener: Arc::clone(self),
+        })
+    }
+}
+
+/// One open socket.
+struct Counted {
+    listener: Arc<Listener>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.listener.connections.fetch_sub(1, Ordering::AcqRel);
+        self.listener.node.connection_closed();
+    }
+}
+
 /// Accepts until the task is dropped.
-pub(crate) async fn run(node: Arc<Node>, listener: std::net::TcpListener, transport: Transport) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
+pub(crate) async fn run(listener: Arc<Listener>, socket: std::net::TcpListener) {
+    let name = &listener.settings.name;
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
         Err(error) => {
-            tracing::error!(%error, "cannot wait for connections");
+            tracing::error!(listener = %name, %error, "cannot wait for connections");
             return;
         }
     };
-    let mut failing = false;
+    let (mut failing, mut full) = (false, false);
     loop {
-        match listener.accept().await {
+        match socket.accept().await {
             Ok((stream, _)) => {
                 failing = false;
-                let counted = node.count_connection();
-                let handshake = handshake(Arc::clone(&node), stream, transport, counted);
-                tokio::spawn(serve(Box::pin(handshake)));
+                let Some(counted) = listener.count() else {
+                    if !full {
+                        tracing::warn!(listener = %name, max = listener.settings.connections_max, "connections refused, there are too many");
+                    }
+                    full = true;
+                    listener.node.metrics.connects_refused.increment(1);
+                    continue;
+                };
+                full = false;
+                tokio::spawn(serve(Box::pin(handshake(stream, counted))));
             }
             Err(error) if is_of_one_peer(&error) => {}
             Err(error) => {
                 if !failing {
-                    tracing::warn!(%error, "cannot accept connections");
+                    tracing::warn!(listener = %name, %error, "cannot accept connections");
                 }
                 failing = true;
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -82,16 +134,13 @@ struct Begun {
     counted: Counted,
 }
 
-async fn handshake(
-    node: Arc<Node>,
-    stream: TcpStream,
-    transport: Transport,
-    counted: Counted,
-) -> Option<Begun> {
-    let peer = Peer::of(&stream);
+async fn handshake(stream: TcpStream, counted: Counted) -> Option<Begun> {
+    let Listener { node, settings, .. } = &*counted.listener;
+    let peer = Peer::of(&stream, Arc::clone(settings));
+    let address = peer.address;
     // Small packets must not wait for each other; a failure only costs latency.
     let _ = stream.set_nodelay(true);
-    match handshake::accept(&node, stream, transport).await {
+    match handshake::accept(node, stream, peer).await {
         Ok((mut connection, first)) => {
             let turn = connection.begin(first);
             return Some(Begun {
@@ -101,9 +150,11 @@ async fn handshake(
             });
         }
         Err(HandshakeError::Store(error)) => {
-            tracing::warn!(peer = ?peer.address, %error, "device refused, the store does not answer");
+            tracing::warn!(listener = %settings.name, peer = ?address, %error, "device refused, the store does not answer");
         }
-        Err(error) => tracing::info!(peer = ?peer.address, %error, "no MQTT session"),
+        Err(error) => {
+            tracing::info!(listener = %settings.name, peer = ?address, %error, "no MQTT session");
+        }
     }
     node.metrics.connects_refused.increment(1);
     None

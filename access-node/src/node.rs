@@ -106,11 +106,14 @@ impl Node {
         }
     }
 
-    /// Counts one socket until the guard is dropped.
-    pub(crate) fn count_connection(self: &Arc<Self>) -> Counted {
+    /// Notes an open socket; [`Node::connection_closed`] must follow.
+    pub(crate) fn connection_opened(&self) {
         self.connections.fetch_add(1, Ordering::AcqRel);
-        Counted {
-            node: Arc::clone(self),
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        if self.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.all_gone.notify_waiters();
         }
     }
 
@@ -161,19 +164,6 @@ impl Node {
                 tracing::warn!(%error, "node lease not renewed");
             }
             failing = result.is_err();
-        }
-    }
-}
-
-/// One open socket.
-pub(crate) struct Counted {
-    node: Arc<Node>,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if self.node.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.node.all_gone.notify_waiters();
         }
     }
 }

@@ -1,21 +1,106 @@
-//! Who is at the other end of a connection, as far as its transport knows.
+//! Who is at the other end of a connection, as far as its transport knows, and the listener that
+//! took it.
+#![allow(
+    dead_code,
+    reason = "read where devices are admitted and authenticated"
+)]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::net::TcpStream;
+
+use crate::config::Config;
+use crate::listener_config::{ListenerConfig, Protocol};
+use crate::session::Transport;
 
 /// What is known of a device before it has said anything in MQTT.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
-    /// Where it connects from. `None` once it is gone again.
+    /// Where it connects from; behind a proxy, what the PROXY header says. `None` once it is gone.
     pub(crate) address: Option<SocketAddr>,
+    /// The listener that it came to.
+    pub(crate) listener: Arc<ListenerSettings>,
+    /// The certificate that it showed and that was found good.
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
 
 impl Peer {
     /// What the socket itself tells.
-    pub(crate) fn of(stream: &TcpStream) -> Self {
+    pub(crate) fn of(stream: &TcpStream, listener: Arc<ListenerSettings>) -> Self {
         Self {
             address: stream.peer_addr().ok(),
+            listener,
+            certificate: None,
         }
+    }
+}
+
+/// A device's certificate, verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClientCertificate {
+    /// The subject's common name.
+    pub(crate) common_name: Option<Box<str>>,
+    /// DNS names, addresses of mail, and URIs among the subject's alternative names.
+    pub(crate) alternative_names: Vec<Box<str>>,
+    /// SHA-256 of the certificate as it came.
+    pub(crate) fingerprint: [u8; 32],
+}
+
+impl ClientCertificate {
+    /// What the certificate calls the device.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.common_name
+            .as_deref()
+            .or_else(|| self.alternative_names.first().map(AsRef::as_ref))
+    }
+}
+
+/// A listener's settings with everything left out filled in.
+#[derive(Debug)]
+pub struct ListenerSettings {
+    /// Names it in logs and metrics.
+    pub(crate) name: Box<str>,
+    pub(crate) transport: Transport,
+    /// Peers whose PROXY header is required and believed; empty: none has one.
+    pub(crate) proxy_protocol_from: Vec<IpNet>,
+    pub(crate) connections_max: usize,
+    /// Overrides what `[mqtt]` says.
+    pub(crate) half_open_max: Option<usize>,
+    /// Overrides what `[mqtt]` says.
+    pub(crate) connects_per_second: Option<u32>,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) packet_bytes_max: u32,
+}
+
+impl ListenerSettings {
+    /// The listener as configured. The error is a key and what is wrong with it.
+    pub fn load(config: &ListenerConfig, defaults: &Config) -> Result<Self, String> {
+        config.validate()?;
+        Ok(Self {
+            name: config.name.as_str().into(),
+            transport: match config.protocol {
+                Protocol::Mqtt => Transport::Tcp,
+                Protocol::Ws => Transport::WebSocket,
+            },
+            proxy_protocol_from: config.proxy_protocol_from.clone(),
+            connections_max: config.connections_max.unwrap_or(defaults.connections_max),
+            half_open_max: config.half_open_max,
+            connects_per_second: config.connects_per_second,
+            handshake_timeout: config
+                .handshake_timeout
+                .unwrap_or(defaults.handshake_timeout),
+            packet_bytes_max: config.packet_bytes_max.unwrap_or(defaults.packet_bytes_max),
+        })
+    }
+
+    /// Whether `address` is that of a proxy whose header is believed.
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.proxy_protocol_from
+            .iter()
+            .any(|net| net.contains(&address))
     }
 }
