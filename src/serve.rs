@@ -23,9 +23,10 @@ use crate::welcome::{self, Addresses, ApiKey, Listening};
 const PART_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the gateway until SIGTERM or SIGINT.
-pub(crate) fn run(config: Config) -> Result<(), Failure> {
+pub(crate) fn run(mut config: Config) -> Result<(), Failure> {
     start_logging(&config);
-    raise_open_files();
+    let files_max = raise_open_files();
+    config.mqtt.connections_max = connections_max(&config, files_max);
     // Before anything is written: a port that is taken must leave nothing half started.
     let listeners = Listeners::bind(&config)?;
     let metrics = moorline_push_service::install_metrics().context("cannot install metrics")?;
@@ -209,11 +210,35 @@ fn start_logging(config: &Config) {
 }
 
 /// Every device is an open file: the soft limit is often a thousand where the hard one allows more.
-fn raise_open_files() {
+/// Gives the limit in force, if there is one.
+fn raise_open_files() -> Option<u64> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    getrlimit(Resource::Nofile).current
+}
+
+/// Files that the store and everything else may need beside the connections of HTTP callers.
+const OTHER_FILES: usize = 256;
+
+/// How many devices may be connected: a flood of them must not take the files that the store opens
+/// as it works, or that callers of the HTTP API need.
+fn connections_max(config: &Config, files_max: Option<u64>) -> usize {
+    let asked = config.mqtt.connections_max;
+    let Some(files_max) = files_max.and_then(|files| usize::try_from(files).ok()) else {
+        return asked;
+    };
+    let reserve = config.http.connections_max.saturating_add(OTHER_FILES);
+    let possible = files_max - reserve.min(files_max / 2);
+    if possible < asked {
+        tracing::info!(
+            files_max,
+            connections_max = possible,
+            "the limit of open files allows fewer connections than mqtt.connections_max"
+        );
+    }
+    asked.min(possible)
 }

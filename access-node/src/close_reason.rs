@@ -29,8 +29,52 @@ pub(crate) enum CloseReason {
     ProtocolError(ReasonCode),
     /// A declared limit that the protocol cannot refuse in another way.
     LimitExceeded(ReasonCode),
+    /// More in a second than a device may send, where that is answered so.
+    RateExceeded,
     /// What was sent could not be made durable, so it is not acknowledged.
     StoreUnavailable,
+}
+
+/// Why a connection is refused although nothing is wrong with what it said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Refusal {
+    /// `mqtt.connections_max`, or that of the listener.
+    ConnectionsMax,
+    /// `mqtt.half_open_max`, or that of the listener.
+    HalfOpenMax,
+    /// `mqtt.connects_per_second`, or that of the listener.
+    ConnectRate,
+    /// `mqtt.per_address.half_open_max`.
+    AddressHalfOpenMax,
+    /// `mqtt.per_address.connects_per_second`.
+    AddressConnectRate,
+    /// `mqtt.sessions_max`.
+    SessionsMax,
+}
+
+impl Refusal {
+    /// The code of the CONNACK, where it has come to that.
+    pub(crate) fn reason_code(self) -> ReasonCode {
+        match self {
+            Self::ConnectionsMax | Self::HalfOpenMax => ReasonCode::ServerBusy,
+            Self::ConnectRate | Self::AddressHalfOpenMax | Self::AddressConnectRate => {
+                ReasonCode::ConnectionRateExceeded
+            }
+            Self::SessionsMax => ReasonCode::QuotaExceeded,
+        }
+    }
+
+    /// The value of the metric label `reason`.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::ConnectionsMax => "connections_max",
+            Self::HalfOpenMax => "half_open_max",
+            Self::ConnectRate => "connects_per_second",
+            Self::AddressHalfOpenMax => "address_half_open_max",
+            Self::AddressConnectRate => "address_connects_per_second",
+            Self::SessionsMax => "sessions_max",
+        }
+    }
 }
 
 impl CloseReason {
@@ -46,6 +90,7 @@ impl CloseReason {
             Self::Malformed(code) | Self::ProtocolError(code) | Self::LimitExceeded(code) => {
                 Some(code)
             }
+            Self::RateExceeded => Some(ReasonCode::MessageRateTooHigh),
             Self::StoreUnavailable => Some(ReasonCode::ServerUnavailable),
         }
     }
@@ -64,6 +109,7 @@ impl CloseReason {
             Self::Malformed(_) => "malformed",
             Self::ProtocolError(_) => "protocol_error",
             Self::LimitExceeded(_) => "limit_exceeded",
+            Self::RateExceeded => "rate_exceeded",
             Self::StoreUnavailable => "store_unavailable",
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// The protocol's own limit of a packet.
@@ -13,7 +14,8 @@ pub(crate) const PACKET_BYTES_MAX: u32 = 268_435_460;
 pub struct Config {
     /// Threads that serve devices; 0 is one for two cores.
     pub threads: usize,
-    /// Connections at the same time, for each listener.
+    /// Connections at the same time, whatever they are doing. Fewer where the system allows fewer
+    /// open files.
     pub connections_max: usize,
     /// Time for the whole CONNECT to arrive: PROXY header, TLS handshake and WebSocket upgrade
     /// included.
@@ -54,6 +56,77 @@ pub struct Config {
     pub device_topics: String,
     /// Lets anyone connect on an address that is not loopback. Off unless said in as many words.
     pub allow_anonymous_beyond_loopback: bool,
+    /// Connections that have not finished their CONNECT; 0 is no limit.
+    pub half_open_max: usize,
+    /// New connections in a second, with as many at once; 0 is no limit.
+    pub connects_per_second: u32,
+    /// Sessions, connected or not; a CONNECT that would need one more is refused. 0 is no limit.
+    pub sessions_max: usize,
+    /// The `[mqtt.per_address]` section.
+    pub per_address: PerAddress,
+    /// The `[mqtt.per_device]` section.
+    pub per_device: PerDevice,
+}
+
+/// What one address may use up: an IPv4 address, or an IPv6 network of 64 bits, which is what one
+/// subscriber usually has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PerAddress {
+    /// Connections that have not finished their CONNECT; 0 is no limit. Many devices may share an
+    /// address.
+    pub half_open_max: u32,
+    /// New connections in a second, with as many at once; 0 is no limit.
+    pub connects_per_second: u32,
+    /// Networks to which none of this applies.
+    pub exempt: Vec<IpNet>,
+}
+
+/// What one connection may send.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PerDevice {
+    /// MQTT packets of any kind; 0 is no limit.
+    pub packets_per_second: u32,
+    /// Bytes; 0 is no limit.
+    pub bytes_per_second: u64,
+    /// What may come at once after a rest: as much as the rate allows in this time.
+    #[serde(with = "moorline_router::duration")]
+    pub burst: Duration,
+    /// What is done about more.
+    pub excess: Excess,
+}
+
+/// What becomes of a device that sends more than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Excess {
+    /// Its bytes wait in the network until the pace is right: nothing is lost, and it notices.
+    Pause,
+    /// It is disconnected with reason 0x96, message rate too high.
+    Disconnect,
+}
+
+impl Default for PerAddress {
+    fn default() -> Self {
+        let loopback = ["127.0.0.0/8", "::1/128"];
+        Self {
+            half_open_max: 10_000,
+            connects_per_second: 0,
+            exempt: loopback.map(|net| net.parse().expect("a network")).to_vec(),
+        }
+    }
+}
+
+impl Default for PerDevice {
+    fn default() -> Self {
+        Self {
+            packets_per_second: 0,
+            bytes_per_second: 0,
+            burst: Duration::from_secs(2),
+            excess: Excess::Pause,
+        }
+    }
 }
 
 impl Default for Config {
@@ -77,6 +150,11 @@ impl Default for Config {
             retained_bytes_max: 64 * 1024 * 1024,
             device_topics: "d".to_owned(),
             allow_anonymous_beyond_loopback: false,
+            half_open_max: 20_000,
+            connects_per_second: 0,
+            sessions_max: 1_000_000,
+            per_address: PerAddress::default(),
+            per_device: PerDevice::default(),
         }
     }
 }
@@ -97,6 +175,7 @@ impl Config {
             ),
             ("ack_timeout", self.ack_timeout.as_secs()),
             ("slow_ack_timeout", self.slow_ack_timeout.as_secs()),
+            ("per_device.burst", self.per_device.burst.as_millis() as u64),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("mqtt.{key} must be greater than 0"));

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,6 +17,7 @@ use crate::inbound::Turn;
 use crate::node::Node;
 use crate::outbound::Corked;
 use crate::publish::Durable;
+use crate::rate::Meter;
 use crate::reader::{ReadError, Reader, Received};
 use crate::session::Session;
 use crate::wire::{BEHIND, CLOSING, UNSENT, Wire};
@@ -73,6 +74,8 @@ pub(crate) struct Connection {
     pub(crate) page: Option<Box<ReadingPage>>,
     /// Behind which everything durable of this connection stands; made with the first.
     pub(crate) fence: Option<Fence>,
+    /// Present where the rates of a device are limited.
+    pub(crate) meter: Option<Box<Meter>>,
 }
 
 enum Event {
@@ -145,11 +148,13 @@ impl Connection {
         }
         // A device that sends faster than the stores take waits here; MQTT 5.0 devices that heed
         // the Receive Maximum never do.
-        if self.pending.len() <= usize::from(self.node.config.receive_maximum) && !self.is_ignored()
-        {
-            return self.reader.poll_receive(context).map(Event::Received);
+        if self.pending.len() > usize::from(self.node.config.receive_maximum) || self.is_ignored() {
+            return Poll::Pending;
         }
-        Poll::Pending
+        if let Some(meter) = &mut self.meter {
+            ready!(meter.poll_ready(context));
+        }
+        self.reader.poll_receive(context).map(Event::Received)
     }
 
     /// Whether the device leaves its answers unread: what it sends has to wait then. Messages alone
@@ -236,17 +241,24 @@ impl Connection {
         let mut turn = Turn::new();
         let mut data = received.data;
         let mut result = Ok(());
+        let mut packets = 0;
         while result.is_ok() {
             result = match self.reader.next_packet(&mut data) {
                 Ok(None) => break,
-                Ok(Some(packet)) => self.on_packet(packet, &mut turn),
+                Ok(Some(packet)) => {
+                    packets += 1;
+                    self.on_packet(packet, &mut turn)
+                }
                 Err(error) => {
-                    tracing::info!(client = %self.session.client, %error, "malformed packet");
+                    if let Some(suppressed) = self.node.log_limit.allows(self.node.clock.now_s()) {
+                        tracing::info!(client = %self.session.client, %error, suppressed, "malformed packet");
+                    }
                     Err(CloseReason::from(&error))
                 }
             };
         }
         self.finish_turn(turn);
+        let result = result.and_then(|()| self.meter(packets, received.read_bytes));
         if let Some(answer) = received.answer {
             if !answer.frames.is_empty() {
                 self.send_frames(&answer.frames);
@@ -256,6 +268,22 @@ impl Connection {
             }
         }
         result
+    }
+
+    /// Holds the device to its rates: its next bytes wait in the network.
+    fn meter(&mut self, packets: usize, bytes: usize) -> Result<(), CloseReason> {
+        let Some(meter) = &mut self.meter else {
+            return Ok(());
+        };
+        let now_ns = self.node.clock.now_ns();
+        let rest = meter.count(&self.node.device_rates, now_ns, packets, bytes)?;
+        if !rest.is_zero() {
+            self.node.metrics.paused.increment(1);
+            // It is this side that does not listen: that must not pass for a dead device.
+            let rest_s = u32::try_from(rest.as_secs()).unwrap_or(u32::MAX / 4);
+            self.wire.received(self.node.clock.now_s() + rest_s + 1);
+        }
+        Ok(())
     }
 
     /// Frames that belong to WebSocket itself.
@@ -298,6 +326,6 @@ mod tests {
     #[test]
     fn an_idle_connection_is_small() {
         let size = size_of::<Connection>();
-        assert!(size <= 184, "Connection grew to {size} bytes");
+        assert!(size <= 192, "Connection grew to {size} bytes");
     }
 }

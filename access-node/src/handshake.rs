@@ -15,7 +15,7 @@ use moorline_mqtt::{
 use moorline_router::{ClientId, Epoch, StoreError, StoredWill};
 use tokio::net::TcpStream;
 
-use crate::close_reason::CloseReason;
+use crate::close_reason::{CloseReason, Refusal};
 use crate::connection::{Connection, ReceivedId};
 use crate::ending;
 use crate::node::Node;
@@ -38,8 +38,31 @@ pub(crate) enum HandshakeError {
     TimedOut(std::time::Duration),
     #[error("refused: {0:?}")]
     Refused(ReasonCode),
+    #[error("refused: {}", .0.label())]
+    NotAdmitted(Refusal),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl HandshakeError {
+    /// The value of the metric label `reason`.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Read(ReadError::Ended | ReadError::Network(_)) => "connection_lost",
+            Self::Read(ReadError::WebSocket(_)) => "not_websocket",
+            Self::Decode(_) => "malformed",
+            Self::NotConnect => "not_connect",
+            Self::TimedOut(_) => "handshake_timeout",
+            Self::Refused(ReasonCode::ClientIdentifierNotValid) => "client_id",
+            Self::Refused(ReasonCode::BadUserNameOrPassword | ReasonCode::NotAuthorized) => {
+                "not_authorized"
+            }
+            Self::Refused(ReasonCode::ServerUnavailable) => "server_shutting_down",
+            Self::Refused(_) => "refused",
+            Self::NotAdmitted(refusal) => refusal.label(),
+            Self::Store(_) => "store_unavailable",
+        }
+    }
 }
 
 /// Runs the handshake; gives the connection and what came behind its CONNECT.
@@ -83,6 +106,7 @@ pub(crate) async fn accept(
         Err(error) => {
             let reason = match &error {
                 HandshakeError::Refused(reason) => *reason,
+                HandshakeError::NotAdmitted(refusal) => refusal.reason_code(),
                 _ => ReasonCode::ServerUnavailable,
             };
             refuse(&wire, transport, version, reason);
@@ -274,6 +298,7 @@ async fn begin_owned(
         received,
         page: None,
         fence: None,
+        meter: node.device_rates.meter(),
     })
 }
 
@@ -321,6 +346,10 @@ async fn take_session(
             // The session has ended, and the will is published no later than that.
             ending::publish_will(node, client, epoch, &will).await;
         }
+    }
+    let sessions_max = node.config.sessions_max;
+    if sessions_max > 0 && node.sessions.len() >= sessions_max {
+        return Err(HandshakeError::NotAdmitted(Refusal::SessionsMax));
     }
     let session = Arc::new(Session::new(client.clone(), expiry_interval_s));
     node.sessions.insert(client.clone(), Arc::clone(&session));

@@ -3,14 +3,15 @@
 //! It owns sockets, MQTT sessions and local subscriptions, and nothing that cannot be rebuilt:
 //! what must survive is in the router's stores. It never speaks HTTP to a backend.
 //!
-//! Read in the order of a connection's life: `listener` → `handshake` → `connection` (the task
+//! Read in the order of a connection's life: `listener` (and `admission`) → `handshake` → `connection` (the task
 //! and its one waiting place) → `inbound` and `subscribing` (what packets do) → `publish` (where a
 //! message goes) → `outbound` (how it reaches a socket) → `ending`. `local_nodes` is how services of the same process reach the node. Beside that: `session` and
 //! `wire` (what is shared), `threads`, `reader` and `ws` (bytes), `subscriptions` and `retained` (indexes),
-//! `deadlines` and `timers` (time), `close_reason`.
+//! `deadlines` and `timers` (time), `rate` (how much in a second), `close_reason`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod admission;
 mod close_reason;
 mod config;
 mod connection;
@@ -26,6 +27,7 @@ mod node;
 mod outbound;
 mod peer;
 mod publish;
+mod rate;
 mod reader;
 mod restore;
 mod retained;
@@ -45,7 +47,7 @@ use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{NodeId, Nodes, StoreError, Stores};
 use tokio::task::JoinSet;
 
-pub use config::Config;
+pub use config::{Config, Excess, PerAddress, PerDevice};
 pub use listener_config::{
     CertificateIdentity, ClientCertificateMode, ListenerConfig, Protocol, TlsConfig,
 };
@@ -137,7 +139,7 @@ impl AccessNode {
         self.node.begin_drain();
         self.tasks.shutdown().await;
         self.node.close_all(CloseReason::ServerShuttingDown);
-        let gone = self.node.all_connections_gone();
+        let gone = self.node.admission.gate.all_gone();
         if tokio::time::timeout(STOP_TIMEOUT, gone).await.is_err() {
             tracing::warn!("connections still open after {STOP_TIMEOUT:?}");
         }

@@ -1,13 +1,14 @@
-//! Accept loops. They only accept: everything that a peer could delay happens in its own task.
+//! Accept loops. They only accept and refuse: everything that a peer could delay happens in its own task.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::admission::{Admitted, Gate, Open};
 use crate::close_reason::CloseReason;
 use crate::connection::Connection;
 use crate::ending;
@@ -22,43 +23,29 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Listener {
     node: Arc<Node>,
     settings: Arc<ListenerSettings>,
-    connections: AtomicUsize,
+    gate: Arc<Gate>,
 }
 
 impl Listener {
     pub(crate) fn new(node: Arc<Node>, settings: ListenerSettings) -> Self {
+        let gate = node.admission.listener_gate(settings.gate);
         Self {
             node,
             settings: Arc::new(settings),
-            connections: AtomicUsize::new(0),
+            gate,
         }
     }
 
-    /// Counts one socket until the guard is dropped; `None` where there are too many.
-    fn count(self: &Arc<Self>) -> Option<Counted> {
-        let max = self.settings.connections_max;
-        let counted = self
-            .connections
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
-                (open < max).then_some(open + 1)
-            });
-        counted.ok()?;
-        self.node.connection_opened();
-        Some(Counted {
-            listener: Arc::clone(self),
-        })
-    }
-}
-
-/// One open socket.
-struct Counted {
-    listener: Arc<Listener>,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.listener.connections.fetch_sub(1, Ordering::AcqRel);
-        self.listener.node.connection_closed();
+    /// Decides about a connection that was just accepted. Where a proxy will name the device, its
+    /// address counts only then.
+    fn admit(&self, from: SocketAddr) -> Option<Admitted> {
+        let proxied = !self.settings.proxy_protocol_from.is_empty();
+        let address = (!proxied).then(|| from.ip());
+        let node = &self.node;
+        let admitted = node.admission.accept(&self.gate, address, &node.clock);
+        admitted
+            .map_err(|refusal| node.refused(refusal, &self.settings.name, from))
+            .ok()
     }
 }
 
@@ -72,21 +59,15 @@ pub(crate) async fn run(listener: Arc<Listener>, socket: std::net::TcpListener) 
             return;
         }
     };
-    let (mut failing, mut full) = (false, false);
+    let mut failing = false;
     loop {
         match socket.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
                 failing = false;
-                let Some(counted) = listener.count() else {
-                    if !full {
-                        tracing::warn!(listener = %name, max = listener.settings.connections_max, "connections refused, there are too many");
-                    }
-                    full = true;
-                    listener.node.metrics.connects_refused.increment(1);
-                    continue;
-                };
-                full = false;
-                tokio::spawn(serve(Box::pin(handshake(stream, counted))));
+                if let Some(admitted) = listener.admit(from) {
+                    let handshake = handshake(Arc::clone(&listener), stream, admitted);
+                    tokio::spawn(serve(Box::pin(handshake)));
+                }
             }
             Err(error) if is_of_one_peer(&error) => {}
             Err(error) => {
@@ -116,14 +97,14 @@ async fn serve(handshake: BoxFuture<'static, Option<Begun>>) {
     let Some(Begun {
         mut connection,
         turn,
-        counted,
+        open,
     }) = handshake.await
     else {
         return;
     };
     let reason = connection.run(turn).await;
     Box::pin(ending::finish(connection, reason)).await;
-    drop(counted);
+    drop(open);
 }
 
 /// A connection whose handshake is over.
@@ -131,33 +112,51 @@ struct Begun {
     connection: Box<Connection>,
     /// What came of the packets that followed the CONNECT at once.
     turn: Result<(), CloseReason>,
-    counted: Counted,
+    open: Open,
 }
 
-async fn handshake(stream: TcpStream, counted: Counted) -> Option<Begun> {
-    let Listener { node, settings, .. } = &*counted.listener;
+async fn handshake(
+    listener: Arc<Listener>,
+    stream: TcpStream,
+    admitted: Admitted,
+) -> Option<Begun> {
+    let Listener { node, settings, .. } = &*listener;
+    let Admitted { open, half_open } = admitted;
     let peer = Peer::of(&stream, Arc::clone(settings));
     let address = peer.address;
     // Small packets must not wait for each other; a failure only costs latency.
     let _ = stream.set_nodelay(true);
-    match handshake::accept(node, stream, peer).await {
+    let result = handshake::accept(node, stream, peer).await;
+    drop(half_open);
+    match result {
         Ok((mut connection, first)) => {
             let turn = connection.begin(first);
-            return Some(Begun {
+            Some(Begun {
                 connection: Box::new(connection),
                 turn,
-                counted,
-            });
-        }
-        Err(HandshakeError::Store(error)) => {
-            tracing::warn!(listener = %settings.name, peer = ?address, %error, "device refused, the store does not answer");
+                open,
+            })
         }
         Err(error) => {
-            tracing::info!(listener = %settings.name, peer = ?address, %error, "no MQTT session");
+            refused(&listener, address, &error);
+            None
         }
     }
-    node.metrics.connects_refused.increment(1);
-    None
+}
+
+/// Counts and logs a handshake that came to nothing.
+fn refused(listener: &Listener, peer: Option<SocketAddr>, error: &HandshakeError) {
+    let node = &listener.node;
+    node.metrics.refused(error.label());
+    let Some(suppressed) = node.log_limit.allows(node.clock.now_s()) else {
+        return;
+    };
+    let listener = &listener.settings.name;
+    if let HandshakeError::Store(error) = error {
+        tracing::warn!(%listener, ?peer, %error, suppressed, "device refused, the store does not answer");
+    } else {
+        tracing::info!(%listener, ?peer, %error, suppressed, "no MQTT session");
+    }
 }
 
 #[cfg(test)]

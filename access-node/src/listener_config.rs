@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::PACKET_BYTES_MAX;
 
-/// One `[[listeners]]` table. What is left out is as in `[mqtt]`.
+/// One `[[listeners]]` table. What is left out is as in `[mqtt]`; the limits of connections hold
+/// beside those of `[mqtt]`, which count every listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerConfig {
@@ -31,7 +32,7 @@ pub struct ListenerConfig {
     /// Connections at the same time that have not sent their CONNECT yet.
     #[serde(default)]
     pub half_open_max: Option<usize>,
-    /// New connections in one second.
+    /// New connections in one second, with as many at once.
     #[serde(default)]
     pub connects_per_second: Option<u32>,
     /// Time for everything up to the whole CONNECT.

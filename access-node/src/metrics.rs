@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     /// By QoS.
     pub(crate) sent: [Counter; 3],
     pub(crate) received_bytes: Counter,
+    pub(crate) paused: Counter,
     pub(crate) dropped_slow: Counter,
     pub(crate) dropped_queue_full: Counter,
     pub(crate) dropped_too_large: Counter,
@@ -37,6 +38,7 @@ impl Metrics {
             received: by_qos("moorline_mqtt_messages_received_total"),
             sent: by_qos("moorline_mqtt_messages_sent_total"),
             received_bytes: counter!("moorline_mqtt_received_bytes_total"),
+            paused: counter!("moorline_mqtt_reading_paused_total"),
             dropped_slow: dropped("slow_receiver"),
             dropped_queue_full: dropped("queue_full"),
             dropped_too_large: dropped("larger_than_maximum_packet_size"),
@@ -46,6 +48,12 @@ impl Metrics {
             wills_published: counter!("moorline_mqtt_wills_published_total"),
             reconciled: counter!("moorline_inbox_reconciled_total"),
         }
+    }
+
+    /// Counts a connection that came to nothing.
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.connects_refused.increment(1);
+        counter!("moorline_mqtt_connections_refused_total", "reason" => reason).increment(1);
     }
 
     /// Counts the end of a connection; rare enough to look the label up.

@@ -1,7 +1,8 @@
 //! The node: what every connection of it shares.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -10,10 +11,12 @@ use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{ClientId, NodeId, NodeRecord, NodeState, StoreError, Stores};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 
-use crate::close_reason::CloseReason;
+use crate::admission::Admission;
+use crate::close_reason::{CloseReason, Refusal};
 use crate::config::Config;
 use crate::deadlines::{Clock, Wheel};
 use crate::metrics::Metrics;
+use crate::rate::{DeviceRates, LogLimit};
 use crate::retained::RetainedMessages;
 use crate::session::Session;
 use crate::subscriptions::Subscriptions;
@@ -38,11 +41,13 @@ pub(crate) struct Node {
     pub(crate) wheel: Wheel,
     pub(crate) timers: Timers,
     pub(crate) metrics: Metrics,
+    pub(crate) admission: Admission,
+    pub(crate) device_rates: DeviceRates,
+    /// For lines that a peer can provoke at will.
+    pub(crate) log_limit: LogLimit,
     /// Serialises connect, end and expiry of one client id, which wait for stores in between.
     stripes: Box<[Mutex<()>]>,
     hasher: RandomState,
-    connections: AtomicUsize,
-    all_gone: Notify,
     draining: AtomicBool,
     drains: Notify,
 }
@@ -56,6 +61,9 @@ impl Node {
     ) -> Self {
         Self {
             id,
+            admission: Admission::new(&config),
+            device_rates: DeviceRates::new(&config.per_device),
+            log_limit: LogLimit::default(),
             config,
             stores,
             upstream,
@@ -68,8 +76,6 @@ impl Node {
             metrics: Metrics::new(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             hasher: RandomState::new(),
-            connections: AtomicUsize::new(0),
-            all_gone: Notify::new(),
             draining: AtomicBool::new(false),
             drains: Notify::new(),
         }
@@ -106,25 +112,12 @@ impl Node {
         }
     }
 
-    /// Notes an open socket; [`Node::connection_closed`] must follow.
-    pub(crate) fn connection_opened(&self) {
-        self.connections.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(crate) fn connection_closed(&self) {
-        if self.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.all_gone.notify_waiters();
-        }
-    }
-
-    /// Resolves when no socket is left.
-    pub(crate) async fn all_connections_gone(&self) {
-        loop {
-            let notified = self.all_gone.notified();
-            if self.connections.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            notified.await;
+    /// Counts and logs a connection that was not let in.
+    pub(crate) fn refused(&self, refusal: Refusal, listener: &str, peer: SocketAddr) {
+        self.metrics.refused(refusal.label());
+        if let Some(suppressed) = self.log_limit.allows(self.clock.now_s()) {
+            let reason = refusal.label();
+            tracing::info!(listener, %peer, reason, suppressed, "connection refused");
         }
     }
 
@@ -148,7 +141,7 @@ impl Node {
             } else {
                 NodeState::Up
             },
-            connections: self.connections.load(Ordering::Acquire) as u64,
+            connections: self.admission.gate.open() as u64,
         };
         self.stores.routes.renew(record, LEASE_MS).await
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::net::TcpStream;
 
+use crate::admission::GateLimits;
 use crate::config::Config;
 use crate::listener_config::{ListenerConfig, Protocol};
 use crate::session::Transport;
@@ -66,11 +67,8 @@ pub struct ListenerSettings {
     pub(crate) transport: Transport,
     /// Peers whose PROXY header is required and believed; empty: none has one.
     pub(crate) proxy_protocol_from: Vec<IpNet>,
-    pub(crate) connections_max: usize,
-    /// Overrides what `[mqtt]` says.
-    pub(crate) half_open_max: Option<usize>,
-    /// Overrides what `[mqtt]` says.
-    pub(crate) connects_per_second: Option<u32>,
+    /// What holds beside the limits of `[mqtt]`.
+    pub(crate) gate: GateLimits,
     pub(crate) handshake_timeout: Duration,
     pub(crate) packet_bytes_max: u32,
 }
@@ -86,9 +84,11 @@ impl ListenerSettings {
                 Protocol::Ws => Transport::WebSocket,
             },
             proxy_protocol_from: config.proxy_protocol_from.clone(),
-            connections_max: config.connections_max.unwrap_or(defaults.connections_max),
-            half_open_max: config.half_open_max,
-            connects_per_second: config.connects_per_second,
+            gate: GateLimits {
+                connections_max: config.connections_max.unwrap_or(0),
+                half_open_max: config.half_open_max.unwrap_or(0),
+                connects_per_second: config.connects_per_second.unwrap_or(0),
+            },
             handshake_timeout: config
                 .handshake_timeout
                 .unwrap_or(defaults.handshake_timeout),
