@@ -5,6 +5,7 @@
     reason = "a test speaks to the person who runs it"
 )]
 
+mod conformance;
 mod disk_full;
 mod interop;
 mod killed;
