@@ -234,7 +234,7 @@ fn connections_max(config: &Config, files_max: Option<u64>) -> usize {
     let reserve = config.http.connections_max.saturating_add(OTHER_FILES);
     let possible = files_max - reserve.min(files_max / 2);
     if possible < asked {
-        tracing::info!(
+        tracing::debug!(
             files_max,
             connections_max = possible,
             "the limit of open files allows fewer connections than mqtt.connections_max"
