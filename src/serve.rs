@@ -111,6 +111,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let Listeners { devices, http } = listeners;
     let http = TcpListener::from_std(http)?;
     let addresses = Addresses {
@@ -159,9 +160,16 @@ async fn serve(
     }
     say(&welcome::text(&addresses, &config.data_dir, key));
 
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM, stopping"),
-        _ = interrupt.recv() => tracing::info!("interrupted, stopping"),
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM, stopping"),
+            _ = interrupt.recv() => tracing::info!("interrupted, stopping"),
+            _ = hangup.recv() => {
+                node.reload_certificates();
+                continue;
+            }
+        }
+        break;
     }
     draining.store(true, Ordering::Release);
     drop(stop_sender);

@@ -112,6 +112,10 @@ impl Connection {
                     tracing::debug!(client = %self.session.client, %error, "not MQTT over WebSocket");
                     Err(CloseReason::Malformed(ReasonCode::ProtocolError))
                 }
+                Event::Received(Err(ReadError::Tls(error))) => {
+                    tracing::debug!(client = %self.session.client, %error, "TLS broken off");
+                    Err(CloseReason::ConnectionLost)
+                }
                 Event::Received(Err(ReadError::Ended | ReadError::Network(_))) => {
                     Err(CloseReason::ConnectionLost)
                 }
@@ -154,7 +158,9 @@ impl Connection {
         if let Some(meter) = &mut self.meter {
             ready!(meter.poll_ready(context));
         }
-        self.reader.poll_receive(context).map(Event::Received)
+        self.reader
+            .poll_receive(context, &self.wire)
+            .map(Event::Received)
     }
 
     /// Whether the device leaves its answers unread: what it sends has to wait then. Messages alone
@@ -298,7 +304,7 @@ impl Connection {
     /// Reads and forgets until the peer closes too, so that it gets to read the goodbye.
     pub(crate) async fn linger(&mut self, limit: Duration) {
         let ended = poll_fn(|context| {
-            while let Poll::Ready(read) = self.reader.poll_raw(context) {
+            while let Poll::Ready(read) = self.reader.poll_raw(context, &self.wire) {
                 if read.is_err() {
                     return Poll::Ready(());
                 }

@@ -1,10 +1,11 @@
-//! From an accepted socket to a session: upgrade, CONNECT, take over, claim the route, CONNACK.
+//! From an accepted socket to a session: PROXY header, TLS, upgrade, CONNECT, take over, claim the route, CONNACK.
 //!
 //! All of it runs in the connection's own task, boxed and under one deadline, so that neither a
 //! silent peer nor a slow store holds up anyone else, and nothing of it stays in the task.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -15,13 +16,18 @@ use moorline_mqtt::{
 use moorline_router::{ClientId, Epoch, StoreError, StoredWill};
 use tokio::net::TcpStream;
 
+use crate::admission::HalfOpen;
+use crate::certificates::client_certificate;
 use crate::close_reason::{CloseReason, Refusal};
 use crate::connection::{Connection, ReceivedId};
 use crate::ending;
+use crate::listener_config::CertificateIdentity;
 use crate::node::Node;
 use crate::peer::Peer;
+use crate::proxy::{self, ProxyError};
 use crate::reader::{ReadError, Reader};
 use crate::session::{InboxCursor, Link, Session, Transport};
+use crate::tls::{self, TlsError};
 use crate::wire::Wire;
 use crate::ws;
 
@@ -30,6 +36,10 @@ use crate::ws;
 pub(crate) enum HandshakeError {
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     Decode(#[from] DecodeError),
     #[error("the first packet is not CONNECT")]
@@ -50,6 +60,11 @@ impl HandshakeError {
         match self {
             Self::Read(ReadError::Ended | ReadError::Network(_)) => "connection_lost",
             Self::Read(ReadError::WebSocket(_)) => "not_websocket",
+            Self::Proxy(ProxyError::Network(_)) | Self::Tls(TlsError::Network(_)) => {
+                "connection_lost"
+            }
+            Self::Read(ReadError::Tls(_)) | Self::Tls(_) => "tls",
+            Self::Proxy(_) => "proxy_header",
             Self::Decode(_) => "malformed",
             Self::NotConnect => "not_connect",
             Self::TimedOut(_) => "handshake_timeout",
@@ -65,42 +80,26 @@ impl HandshakeError {
     }
 }
 
-/// Runs the handshake; gives the connection and what came behind its CONNECT.
+/// Runs the handshake; gives the connection and what came behind its CONNECT. What is learned of
+/// the peer on the way goes into `peer`.
 pub(crate) async fn accept(
     node: &Arc<Node>,
     stream: TcpStream,
-    peer: Peer,
+    peer: &mut Peer,
+    half_open: &mut HalfOpen,
 ) -> Result<(Connection, Bytes), HandshakeError> {
-    let settings = &peer.listener;
-    let transport = settings.transport;
-    let (read, write) = stream.into_split();
-    let mut reader = Reader::new(read, Decoder::server(settings.packet_bytes_max));
-    let wire = Arc::new(Wire::new(write, node.clock.now_s()));
-    let limit = settings.handshake_timeout;
+    let limit = peer.listener.handshake_timeout;
     // Only the device is timed: what follows changes sessions and must not be cut off half-way.
     let opening = tokio::time::timeout(limit, async {
         tokio::select! {
-            opened = open(&mut reader, &wire, transport) => opened,
+            opened = open(node, stream, peer, half_open) => opened,
             () = node.drain_begun() => Err(HandshakeError::Refused(ReasonCode::ServerUnavailable)),
         }
     })
     .await;
-    let (connect, rest) = match opening.map_err(|_| HandshakeError::TimedOut(limit))? {
-        Ok(found) => found,
-        Err(error) => {
-            if let HandshakeError::Decode(error) = &error {
-                refuse_undecodable(&wire, transport, error);
-            }
-            return Err(error);
-        }
-    };
-    let version = connect.version;
-    let asked = Asked {
-        connect,
-        peer,
-        wire: Arc::clone(&wire),
-        reader,
-    };
+    let (asked, rest) = opening.map_err(|_| HandshakeError::TimedOut(limit))??;
+    let version = asked.connect.version;
+    let wire = Arc::clone(&asked.wire);
     match begin(node, asked).await {
         Ok(connection) => Ok((connection, rest)),
         Err(error) => {
@@ -109,7 +108,7 @@ pub(crate) async fn accept(
                 HandshakeError::NotAdmitted(refusal) => refusal.reason_code(),
                 _ => ReasonCode::ServerUnavailable,
             };
-            refuse(&wire, transport, version, reason);
+            refuse(&wire, peer.listener.transport, version, reason);
             Err(error)
         }
     }
@@ -117,16 +116,70 @@ pub(crate) async fn accept(
 
 /// Reads up to and with the CONNECT; gives what came behind it.
 async fn open(
-    reader: &mut Reader,
-    wire: &Wire,
-    transport: Transport,
-) -> Result<(Box<Connect>, Bytes), HandshakeError> {
+    node: &Node,
+    stream: TcpStream,
+    peer: &mut Peer,
+    half_open: &mut HalfOpen,
+) -> Result<(Asked, Bytes), HandshakeError> {
+    let settings = Arc::clone(&peer.listener);
+    let proxied = read_proxy_header(&stream, peer).await?;
+    if let Some(client) = proxied {
+        let admitted = half_open.locate(client.ip(), &node.clock);
+        admitted.map_err(HandshakeError::NotAdmitted)?;
+    }
+    let tls = match &settings.tls {
+        Some(certificates) => {
+            let tls = tls::accept(&stream, certificates.current(), &node.handshake_turns).await?;
+            let chain = tls.agreed().peer_certificates().unwrap_or_default();
+            peer.certificate = chain.first().and_then(client_certificate).map(Arc::new);
+            Some(tls)
+        }
+        None => None,
+    };
+    let (read, write) = stream.into_split();
+    let mut reader = Reader::new(read, Decoder::server(settings.packet_bytes_max));
+    let wire = Arc::new(Wire::new(write, node.clock.now_s(), tls, proxied));
     let mut first = Bytes::new();
-    if transport == Transport::WebSocket {
-        first = upgrade(reader, wire).await?;
+    if settings.transport == Transport::WebSocket {
+        first = upgrade(&mut reader, &wire).await?;
         reader.speak_websocket();
     }
-    read_connect(reader, wire, first).await
+    match read_connect(&mut reader, &wire, first).await {
+        Ok((connect, rest)) => {
+            let asked = Asked {
+                connect,
+                peer: peer.clone(),
+                wire,
+                reader,
+            };
+            Ok((asked, rest))
+        }
+        Err(error) => {
+            if let HandshakeError::Decode(error) = &error {
+                refuse_undecodable(&wire, settings.transport, error);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The client's own address, where the listener is behind a proxy and the proxy tells it.
+async fn read_proxy_header(
+    stream: &TcpStream,
+    peer: &mut Peer,
+) -> Result<Option<SocketAddr>, HandshakeError> {
+    if peer.listener.proxy_protocol_from.is_empty() {
+        return Ok(None);
+    }
+    if !peer
+        .address
+        .is_some_and(|from| peer.listener.trusts(from.ip()))
+    {
+        return Err(ProxyError::Untrusted.into());
+    }
+    let proxied = proxy::read_header(stream).await?;
+    peer.address = proxied.or(peer.address);
+    Ok(proxied)
 }
 
 /// A CONNECT that was read, with everything needed to answer it.
@@ -141,7 +194,7 @@ struct Asked {
 async fn upgrade(reader: &mut Reader, wire: &Wire) -> Result<Bytes, HandshakeError> {
     let mut request = BytesMut::new();
     loop {
-        request.extend_from_slice(&poll_fn(|context| reader.poll_raw(context)).await?);
+        request.extend_from_slice(&poll_fn(|context| reader.poll_raw(context, wire)).await?);
         match ws::upgrade(&request) {
             Ok(None) => {}
             Ok(Some((used, response))) => {
@@ -173,7 +226,7 @@ async fn read_connect(
         match reader.next_packet(&mut data)? {
             Some(Packet::Connect(connect)) => return Ok((connect, data)),
             Some(_) => return Err(HandshakeError::NotConnect),
-            None => received = poll_fn(|context| reader.poll_receive(context)).await?,
+            None => received = poll_fn(|context| reader.poll_receive(context, wire)).await?,
         }
     }
 }
@@ -226,7 +279,7 @@ async fn begin(node: &Arc<Node>, asked: Asked) -> Result<Connection, HandshakeEr
     if node.is_draining() {
         return Err(HandshakeError::Refused(ReasonCode::ServerUnavailable));
     }
-    let (client, assigned) = client_id(&asked.connect)?;
+    let (client, assigned) = client_id(&asked.connect, &asked.peer)?;
     let owning = node.owning(&client).await;
     let claim = node.stores.routes.claim(&client, &node.id).await?;
     let result = begin_owned(node, asked, &client, assigned, claim.epoch).await;
@@ -239,7 +292,19 @@ async fn begin(node: &Arc<Node>, asked: Asked) -> Result<Connection, HandshakeEr
     result
 }
 
-fn client_id(connect: &Connect) -> Result<(ClientId, bool), HandshakeError> {
+/// The id to go by, and whether CONNACK has to tell it.
+fn client_id(connect: &Connect, peer: &Peer) -> Result<(ClientId, bool), HandshakeError> {
+    let refused = || HandshakeError::Refused(ReasonCode::ClientIdentifierNotValid);
+    if peer.certificate.is_some() && peer.takes_client_id_from_certificate() {
+        let name = peer.certified(CertificateIdentity::ClientId);
+        let id = name.and_then(|name| ClientId::parse(name).ok());
+        let id = id.ok_or_else(refused)?;
+        let said = &connect.client_id;
+        return match said.is_empty() || **said == *id.as_str() {
+            true => Ok((id, said.is_empty())),
+            false => Err(refused()),
+        };
+    }
     if !connect.client_id.is_empty() {
         let parsed = ClientId::parse(&connect.client_id);
         return parsed
@@ -285,7 +350,7 @@ async fn begin_owned(
     );
     node.metrics.connections.increment(1.0);
     node.metrics.connects_accepted.increment(1);
-    tracing::debug!(%client, %epoch, transport = asked.peer.listener.transport.label(), session_present, "connected");
+    tracing::debug!(%client, %epoch, transport = asked.peer.listener.transport.label(asked.wire.is_encrypted()), session_present, "connected");
     let version = connect.version;
     Ok(Connection {
         node: Arc::clone(node),

@@ -6,12 +6,14 @@
 //! Read in the order of a connection's life: `listener` (and `admission`) → `handshake` → `connection` (the task
 //! and its one waiting place) → `inbound` and `subscribing` (what packets do) → `publish` (where a
 //! message goes) → `outbound` (how it reaches a socket) → `ending`. `local_nodes` is how services of the same process reach the node. Beside that: `session` and
-//! `wire` (what is shared), `threads`, `reader` and `ws` (bytes), `subscriptions` and `retained` (indexes),
+//! `wire` (what is shared), `peer`, `listener_config` and `certificates` (who comes, and where),
+//! `threads`, `reader`, `proxy`, `tls` and `ws` (bytes), `subscriptions` and `retained` (indexes),
 //! `deadlines` and `timers` (time), `rate` (how much in a second), `close_reason`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod admission;
+mod certificates;
 mod close_reason;
 mod config;
 mod connection;
@@ -26,6 +28,7 @@ mod metrics;
 mod node;
 mod outbound;
 mod peer;
+mod proxy;
 mod publish;
 mod rate;
 mod reader;
@@ -36,6 +39,7 @@ mod subscribing;
 mod subscriptions;
 mod threads;
 mod timers;
+mod tls;
 mod wire;
 mod ws;
 
@@ -45,6 +49,7 @@ use std::time::Duration;
 
 use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{NodeId, Nodes, StoreError, Stores};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 pub use config::{Config, Excess, PerAddress, PerDevice};
@@ -67,6 +72,8 @@ pub struct AccessNode {
     node: Arc<Node>,
     threads: Threads,
     tasks: JoinSet<()>,
+    /// One for each listener with certificates.
+    certificates: Vec<Arc<Notify>>,
 }
 
 /// Why a node does not start.
@@ -106,6 +113,7 @@ impl AccessNode {
             node,
             threads,
             tasks,
+            certificates: Vec::new(),
         })
     }
 
@@ -125,7 +133,21 @@ impl AccessNode {
             self.tasks
                 .spawn_on(listener::run(Arc::clone(&listener), shared), handle);
         }
+        if listener.settings.tls.is_some() {
+            let wake = Arc::new(Notify::new());
+            self.certificates.push(Arc::clone(&wake));
+            let watch = listener::watch_certificates(Arc::clone(&listener.settings), wake);
+            self.tasks.spawn_on(watch, &self.threads.handles[0]);
+        }
         Ok(())
+    }
+
+    /// Reads the certificates of every listener again. It also happens by itself soon after their
+    /// files change.
+    pub fn reload_certificates(&self) {
+        for wake in &self.certificates {
+            wake.notify_one();
+        }
     }
 
     /// The node as services of the same process reach it.

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use crate::admission::{Admitted, Gate, Open};
+use crate::certificates;
 use crate::close_reason::CloseReason;
 use crate::connection::Connection;
 use crate::ending;
@@ -22,7 +24,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A socket that devices come to.
 pub(crate) struct Listener {
     node: Arc<Node>,
-    settings: Arc<ListenerSettings>,
+    pub(crate) settings: Arc<ListenerSettings>,
     gate: Arc<Gate>,
 }
 
@@ -81,6 +83,26 @@ pub(crate) async fn run(listener: Arc<Listener>, socket: std::net::TcpListener) 
     }
 }
 
+/// Reads certificates again when their files change.
+pub(crate) async fn watch_certificates(settings: Arc<ListenerSettings>, wake: Arc<Notify>) {
+    let mut every = tokio::time::interval(certificates::LOOK_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let anyway = tokio::select! {
+            _ = every.tick() => false,
+            () = wake.notified() => true,
+        };
+        let settings = Arc::clone(&settings);
+        let refresh = tokio::task::spawn_blocking(move || {
+            if let Some(certificates) = &settings.tls {
+                certificates.refresh(&settings.name, anyway);
+            }
+        });
+        // It has said what went wrong.
+        let _ = refresh.await;
+    }
+}
+
 /// Whether the error concerns a peer that is gone again, not this process.
 fn is_of_one_peer(error: &io::Error) -> bool {
     matches!(
@@ -121,12 +143,14 @@ async fn handshake(
     admitted: Admitted,
 ) -> Option<Begun> {
     let Listener { node, settings, .. } = &*listener;
-    let Admitted { open, half_open } = admitted;
-    let peer = Peer::of(&stream, Arc::clone(settings));
-    let address = peer.address;
+    let Admitted {
+        open,
+        mut half_open,
+    } = admitted;
+    let mut peer = Peer::of(&stream, Arc::clone(settings));
     // Small packets must not wait for each other; a failure only costs latency.
     let _ = stream.set_nodelay(true);
-    let result = handshake::accept(node, stream, peer).await;
+    let result = handshake::accept(node, stream, &mut peer, &mut half_open).await;
     drop(half_open);
     match result {
         Ok((mut connection, first)) => {
@@ -138,7 +162,7 @@ async fn handshake(
             })
         }
         Err(error) => {
-            refused(&listener, address, &error);
+            refused(&listener, peer.address, &error);
             None
         }
     }

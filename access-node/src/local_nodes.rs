@@ -61,11 +61,10 @@ impl Nodes for LocalNodes {
                 epoch: link.epoch,
                 address: link
                     .wire
-                    .stream()
-                    .peer_addr()
-                    .map_or_else(|_| String::new(), |a| a.to_string()),
+                    .address()
+                    .map_or_else(String::new, |a| a.to_string()),
                 version: link.version,
-                transport: link.transport.label(),
+                transport: link.transport.label(link.wire.is_encrypted()),
                 keep_alive_s: link.keep_alive_s,
                 persistent: state.is_persistent(),
                 subscriptions: state.subscriptions.len(),

@@ -9,7 +9,7 @@ use ahash::RandomState;
 use dashmap::DashMap;
 use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{ClientId, NodeId, NodeRecord, NodeState, StoreError, Stores};
-use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify, Semaphore};
 
 use crate::admission::Admission;
 use crate::close_reason::{CloseReason, Refusal};
@@ -26,6 +26,9 @@ use crate::timers::Timers;
 const LEASE_MS: u64 = 10_000;
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 const STRIPES: usize = 1024;
+/// TLS handshakes that compute at the same time. One turn takes below a millisecond, and everything
+/// else on its thread comes before the next: a storm of handshakes delays devices by this many.
+const HANDSHAKE_TURNS: usize = 4;
 
 /// One access node.
 pub(crate) struct Node {
@@ -48,6 +51,8 @@ pub(crate) struct Node {
     /// Serialises connect, end and expiry of one client id, which wait for stores in between.
     stripes: Box<[Mutex<()>]>,
     hasher: RandomState,
+    /// Turns of computing a TLS handshake.
+    pub(crate) handshake_turns: Semaphore,
     draining: AtomicBool,
     drains: Notify,
 }
@@ -76,6 +81,7 @@ impl Node {
             metrics: Metrics::new(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             hasher: RandomState::new(),
+            handshake_turns: Semaphore::new(HANDSHAKE_TURNS),
             draining: AtomicBool::new(false),
             drains: Notify::new(),
         }

@@ -102,9 +102,6 @@ impl Link {
         }
         if self.unsent.is_empty() {
             wire::return_buffer(std::mem::take(&mut self.unsent));
-            self.wire.clear(UNSENT);
-        } else {
-            self.wire.signal(UNSENT);
         }
     }
 

@@ -13,8 +13,9 @@ use ipnet::IpNet;
 use tokio::net::TcpStream;
 
 use crate::admission::GateLimits;
+use crate::certificates::Certificates;
 use crate::config::Config;
-use crate::listener_config::{ListenerConfig, Protocol};
+use crate::listener_config::{CertificateIdentity, ListenerConfig, Protocol};
 use crate::session::Transport;
 
 /// What is known of a device before it has said anything in MQTT.
@@ -29,6 +30,22 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// The name in the device's certificate, where the listener makes it the device's `identity`.
+    pub(crate) fn certified(&self, identity: CertificateIdentity) -> Option<&str> {
+        let is = self.listener.tls.as_ref()?.identity() == identity;
+        self.certificate.as_ref().filter(|_| is)?.name()
+    }
+
+    pub(crate) fn takes_client_id_from_certificate(&self) -> bool {
+        let tls = self.listener.tls.as_ref();
+        tls.is_some_and(|tls| tls.identity() == CertificateIdentity::ClientId)
+    }
+
+    /// The user name that the device's certificate gives it.
+    pub(crate) fn certified_username(&self) -> Option<&str> {
+        self.certified(CertificateIdentity::Username)
+    }
+
     /// What the socket itself tells.
     pub(crate) fn of(stream: &TcpStream, listener: Arc<ListenerSettings>) -> Self {
         Self {
@@ -65,6 +82,7 @@ pub struct ListenerSettings {
     /// Names it in logs and metrics.
     pub(crate) name: Box<str>,
     pub(crate) transport: Transport,
+    pub(crate) tls: Option<Certificates>,
     /// Peers whose PROXY header is required and believed; empty: none has one.
     pub(crate) proxy_protocol_from: Vec<IpNet>,
     /// What holds beside the limits of `[mqtt]`.
@@ -74,15 +92,21 @@ pub struct ListenerSettings {
 }
 
 impl ListenerSettings {
-    /// The listener as configured. The error is a key and what is wrong with it.
+    /// The listener as configured, its certificates read. The error is a key and what is wrong
+    /// with it.
     pub fn load(config: &ListenerConfig, defaults: &Config) -> Result<Self, String> {
         config.validate()?;
+        let transport = match config.protocol {
+            Protocol::Mqtt => Transport::Tcp,
+            Protocol::Ws => Transport::WebSocket,
+        };
+        let tls = config.tls.as_ref();
         Ok(Self {
             name: config.name.as_str().into(),
-            transport: match config.protocol {
-                Protocol::Mqtt => Transport::Tcp,
-                Protocol::Ws => Transport::WebSocket,
-            },
+            transport,
+            tls: tls
+                .map(|tls| Certificates::load(tls, transport.alpn()))
+                .transpose()?,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
             gate: GateLimits {
                 connections_max: config.connections_max.unwrap_or(0),

@@ -3,7 +3,8 @@
 //! The bytes of one read are decoded where they lie, in a buffer that the thread lends to whoever
 //! reads. Only a packet that is torn at the end of a read is copied and kept, so an idle
 //! connection holds no buffer, and one with a torn packet holds what has come of it, never what
-//! its header announces.
+//! its header announces. With TLS in between the same goes for records, of which the bytes of one
+//! read are decrypted into a second buffer of the thread.
 
 use std::cell::RefCell;
 use std::io;
@@ -15,6 +16,8 @@ use moorline_mqtt::{DecodeError, Decoder, Packet};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio_util::io::poll_read_buf;
 
+use crate::tls::TlsError;
+use crate::wire::Wire;
 use crate::ws::{Answer, Deframer, WsError};
 
 const READ_BYTES_MIN: usize = 4 * 1024;
@@ -22,6 +25,8 @@ const LENT_BYTES: usize = 64 * 1024;
 
 thread_local! {
     static LENT: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(LENT_BYTES));
+    /// Where what was decrypted goes.
+    static OPENED: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
 /// Why reading ended.
@@ -31,6 +36,8 @@ pub(crate) enum ReadError {
     Ended,
     #[error(transparent)]
     Network(#[from] io::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     WebSocket(#[from] WsError),
 }
@@ -74,14 +81,43 @@ impl Reader {
         self.deframer = Some(Box::default());
     }
 
-    pub(crate) fn poll_raw(&mut self, context: &mut Context<'_>) -> Poll<Result<Bytes, ReadError>> {
+    /// What comes on the connection, TLS taken off.
+    pub(crate) fn poll_raw(
+        &mut self,
+        context: &mut Context<'_>,
+        wire: &Wire,
+    ) -> Poll<Result<Bytes, ReadError>> {
+        if !wire.is_encrypted() {
+            let read = ready!(self.poll_socket(context))?;
+            return Poll::Ready(Ok(read.freeze()));
+        }
+        loop {
+            match wire.take_opened() {
+                Some(opened) if opened.is_empty() => {}
+                Some(opened) => return Poll::Ready(Ok(opened.freeze())),
+                None => return Poll::Ready(Err(ReadError::Ended)),
+            }
+            let read = ready!(self.poll_socket(context))?;
+            let opened = OPENED.with_borrow_mut(|out| {
+                out.reserve(read.len());
+                let result = wire.open(read, out);
+                let opened = out.split().freeze();
+                result.map(|()| opened)
+            })?;
+            if !opened.is_empty() {
+                return Poll::Ready(Ok(opened));
+            }
+        }
+    }
+
+    fn poll_socket(&mut self, context: &mut Context<'_>) -> Poll<Result<BytesMut, ReadError>> {
         LENT.with_borrow_mut(|lent| {
             if lent.capacity() - lent.len() < READ_BYTES_MIN {
                 lent.reserve(LENT_BYTES);
             }
             match ready!(poll_read_buf(Pin::new(&mut self.half), context, lent)) {
                 Ok(0) => Poll::Ready(Err(ReadError::Ended)),
-                Ok(_) => Poll::Ready(Ok(lent.split().freeze())),
+                Ok(_) => Poll::Ready(Ok(lent.split())),
                 Err(error) => Poll::Ready(Err(error.into())),
             }
         })
@@ -91,8 +127,9 @@ impl Reader {
     pub(crate) fn poll_receive(
         &mut self,
         context: &mut Context<'_>,
+        wire: &Wire,
     ) -> Poll<Result<Received, ReadError>> {
-        let chunk = ready!(self.poll_raw(context))?;
+        let chunk = ready!(self.poll_raw(context, wire))?;
         Poll::Ready(self.accept(chunk))
     }
 

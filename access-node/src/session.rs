@@ -24,10 +24,20 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    pub(crate) fn label(self) -> &'static str {
+    pub(crate) fn label(self, encrypted: bool) -> &'static str {
+        match (self, encrypted) {
+            (Self::Tcp, false) => "tcp",
+            (Self::Tcp, true) => "tls",
+            (Self::WebSocket, false) => "ws",
+            (Self::WebSocket, true) => "wss",
+        }
+    }
+
+    /// Its name in a TLS handshake (ALPN).
+    pub(crate) fn alpn(self) -> &'static str {
         match self {
-            Self::Tcp => "tcp",
-            Self::WebSocket => "ws",
+            Self::Tcp => "mqtt",
+            Self::WebSocket => "http/1.1",
         }
     }
 }

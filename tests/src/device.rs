@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::waiting::SOON;
@@ -24,10 +24,15 @@ pub enum Arrived {
     Nothing,
 }
 
+/// What a connection can go over.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync + std::fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync + std::fmt::Debug> Stream for T {}
+
 /// One MQTT connection.
 #[derive(Debug)]
 pub struct Device {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     version: u8,
     buffer: Vec<u8>,
     /// Read while something else was awaited.
@@ -44,15 +49,20 @@ impl Device {
     pub async fn socket(address: SocketAddr, version: u8) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream,
+        Ok(Self::on(stream, version))
+    }
+
+    /// On a connection that there is; sends nothing.
+    pub fn on(stream: impl Stream + 'static, version: u8) -> Self {
+        Self {
+            stream: Box::new(stream),
             version,
             buffer: Vec::new(),
             waiting: VecDeque::new(),
             next_id: 0,
             session_present: false,
             connack: Vec::new(),
-        })
+        }
     }
 
     /// Connects as told.
@@ -69,9 +79,21 @@ impl Device {
 
     /// Connects as told, or says why not.
     pub async fn try_connect(address: SocketAddr, connect: Connect) -> Result<Self, String> {
-        let mut device = Self::socket(address, connect.version)
+        let stream = TcpStream::connect(address)
             .await
             .map_err(|error| error.to_string())?;
+        stream
+            .set_nodelay(true)
+            .map_err(|error| error.to_string())?;
+        Self::try_connect_on(stream, connect).await
+    }
+
+    /// The same on a connection that there is.
+    pub async fn try_connect_on(
+        stream: impl Stream + 'static,
+        connect: Connect,
+    ) -> Result<Self, String> {
+        let mut device = Self::on(stream, connect.version);
         device
             .send(&wire::connect(&connect))
             .await
@@ -97,7 +119,8 @@ impl Device {
 
     /// Writes bytes as they are.
     pub async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.stream.write_all(bytes).await
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
     }
 
     /// A packet identifier that was not used lately.

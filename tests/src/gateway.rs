@@ -117,6 +117,8 @@ pub struct Gateway {
     pub ws: SocketAddr,
     /// Where the HTTP API listens.
     pub http: SocketAddr,
+    /// The `[[listeners]]`, in their order.
+    pub further: Vec<SocketAddr>,
 }
 
 /// The binary under test.
@@ -172,6 +174,7 @@ impl Gateway {
             mqtt: nowhere,
             ws: nowhere,
             http: nowhere,
+            further: Vec::new(),
         };
         gateway.launch();
         gateway
@@ -208,6 +211,8 @@ impl Gateway {
         let lines = follow(stdout, Arc::clone(&self.log), "out");
         drop(follow(stderr, Arc::clone(&self.log), "log"));
         self.child = Some(child);
+        self.further.clear();
+        let (mut has_mqtt, mut has_ws) = (false, false);
         let deadline = Instant::now() + SOON;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -227,8 +232,10 @@ impl Gateway {
             {
                 let address = address.parse().expect("a listener has an address");
                 match kind {
-                    "mqtt" => self.mqtt = address,
-                    "ws" => self.ws = address,
+                    // The first ones are those of `[listen]`, which no test with others turns off.
+                    "mqtt" if !has_mqtt => (self.mqtt, has_mqtt) = (address, true),
+                    "ws" if !has_ws => (self.ws, has_ws) = (address, true),
+                    "mqtt" | "mqtts" | "ws" | "wss" => self.further.push(address),
                     "http" => self.http = address,
                     other => panic!("unknown listener {other}"),
                 }

@@ -2,7 +2,8 @@
 //!
 //! Nothing here shares code with the product: a mistake in its codec must not be made twice. Read in
 //! this order: [`gateway`] (the process), [`api`] (a backend that calls it), [`wire`] and [`device`]
-//! (an MQTT client on a bare socket that does exactly what a test says), [`backend`] (a server that
+//! (an MQTT client on a bare socket that does exactly what a test says), [`authority`] and
+//! [`websocket`] (what a socket may be wrapped in), [`backend`] (a server that
 //! the gateway calls), [`others`] (programs that others wrote), [`disk`], [`waiting`], [`random`].
 //!
 //! | variable | meaning |
@@ -17,6 +18,7 @@
 )]
 
 pub mod api;
+pub mod authority;
 pub mod backend;
 pub mod device;
 pub mod disk;
@@ -24,9 +26,11 @@ pub mod gateway;
 pub mod others;
 pub mod random;
 pub mod waiting;
+pub mod websocket;
 pub mod wire;
 
 pub use api::{Answer, Api};
+pub use authority::Authority;
 pub use backend::{Backend, Call};
 pub use device::{Arrived, Device};
 pub use gateway::{API_KEY, Ended, Gateway, Options};
