@@ -7,7 +7,7 @@
 //! Behind a proxy the address is known only after the proxy has named it: such a connection passes
 //! its gate without one, and is [located](HalfOpen::locate) later.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,11 +15,14 @@ use std::time::Duration;
 use ahash::RandomState;
 use dashmap::DashMap;
 use ipnet::IpNet;
+use moorline_router::BanTarget;
 use tokio::sync::Notify;
 
+use crate::bans::Bans;
 use crate::close_reason::Refusal;
-use crate::config::{Config, PerAddress};
+use crate::config::{Config, Flapping};
 use crate::deadlines::Clock;
+use crate::flapping::Window;
 use crate::rate::Rate;
 
 /// Addresses with something to remember. Beyond it a new one is not limited by itself, only with all.
@@ -188,7 +191,7 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, bans: Arc<Bans>) -> Self {
         let limits = GateLimits {
             connections_max: config.connections_max,
             half_open_max: config.half_open_max,
@@ -196,8 +199,13 @@ impl Admission {
         };
         Self {
             gate: Gate::new(limits, None),
-            addresses: Arc::new(Addresses::new(&config.per_address)),
+            addresses: Arc::new(Addresses::new(config, bans)),
         }
+    }
+
+    /// Whether what is limited by address does not apply to `address`.
+    pub(crate) fn is_exempt(&self, address: IpAddr) -> bool {
+        self.addresses.is_exempt(address.to_canonical())
     }
 
     /// A gate of one listener: its limits hold beside those of the node.
@@ -232,6 +240,15 @@ enum AddressKey {
 }
 
 impl AddressKey {
+    /// All of it, as it is banned.
+    fn network(self) -> IpNet {
+        let (address, length) = match self {
+            Self::V4(bits) => (IpAddr::V4(Ipv4Addr::from_bits(bits)), 32),
+            Self::V6(bits) => (IpAddr::V6(Ipv6Addr::from_bits(u128::from(bits) << 64)), 64),
+        };
+        IpNet::new(address, length).expect("an address is as long")
+    }
+
     fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::V4(address.to_bits()),
@@ -247,6 +264,7 @@ impl AddressKey {
 struct Address {
     half_open: u32,
     connects_due: u64,
+    connects: Window,
 }
 
 /// What addresses use up. Holds those with something to remember, and no more than a declared number.
@@ -254,27 +272,47 @@ struct Address {
 struct Addresses {
     half_open_max: u32,
     rate: Option<Rate>,
+    flapping: Flapping,
     exempt: Vec<IpNet>,
+    bans: Arc<Bans>,
     known: DashMap<AddressKey, Address, RandomState>,
     swept_s: AtomicU32,
 }
 
 impl Addresses {
-    fn new(limits: &PerAddress) -> Self {
+    fn new(config: &Config, bans: Arc<Bans>) -> Self {
+        let limits = &config.per_address;
         Self {
             half_open_max: limits.half_open_max,
             rate: Rate::new(u64::from(limits.connects_per_second), BURST),
+            flapping: config.flapping.clone(),
             exempt: limits.exempt.clone(),
+            bans,
             known: DashMap::default(),
             swept_s: AtomicU32::new(0),
         }
     }
 
+    fn is_limited(&self) -> bool {
+        self.half_open_max > 0 || self.remembers()
+    }
+
+    /// Whether an address is remembered when it has no half-open connection.
+    fn remembers(&self) -> bool {
+        self.rate.is_some() || self.flapping.address_connects > 0
+    }
+
+    fn is_exempt(&self, address: IpAddr) -> bool {
+        self.exempt.iter().any(|net| net.contains(&address))
+    }
+
     /// Counts one more half-open connection; gives where, and whether it is within the limits.
     fn enter(&self, address: IpAddr, clock: &Clock) -> (Option<AddressKey>, Result<(), Refusal>) {
         let address = address.to_canonical();
-        let unlimited = self.half_open_max == 0 && self.rate.is_none();
-        if unlimited || self.exempt.iter().any(|net| net.contains(&address)) {
+        if self.bans.forbids_address(address) {
+            return (None, Err(Refusal::Banned));
+        }
+        if !self.is_limited() || self.is_exempt(address) {
             return (None, Ok(()));
         }
         let key = AddressKey::of(address);
@@ -284,24 +322,42 @@ impl Addresses {
         }
         let mut known = self.known.entry(key).or_default();
         known.half_open += 1;
-        let admitted = if self.half_open_max > 0 && known.half_open > self.half_open_max {
-            Err(Refusal::AddressHalfOpenMax)
-        } else if let Some(rate) = self.rate
-            && !rate.admits(&mut known.connects_due, clock.now_ns())
-        {
-            Err(Refusal::AddressConnectRate)
-        } else {
-            Ok(())
-        };
+        let admitted = self.admits(key, &mut known, clock);
         (Some(key), admitted)
     }
 
+    /// Looks at one more connection of an address. The ban list is locked within the address's entry,
+    /// never the other way round.
+    fn admits(&self, key: AddressKey, known: &mut Address, clock: &Clock) -> Result<(), Refusal> {
+        let Flapping {
+            address_connects,
+            window,
+            ban,
+            ..
+        } = self.flapping;
+        if address_connects > 0 && known.connects.count(clock.now_s(), window) > address_connects {
+            known.connects = Window::default();
+            let target = BanTarget::network(key.network());
+            self.bans.give(target, "flapping", ban);
+            return Err(Refusal::Banned);
+        }
+        if self.half_open_max > 0 && known.half_open > self.half_open_max {
+            return Err(Refusal::AddressHalfOpenMax);
+        }
+        match self.rate {
+            Some(rate) if !rate.admits(&mut known.connects_due, clock.now_ns()) => {
+                Err(Refusal::AddressConnectRate)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn leave(&self, key: AddressKey) {
-        // What the rate remembers is found by the next sweep.
-        let keeps_rate = self.rate.is_some();
+        // What is remembered is found by the next sweep.
+        let remembers = self.remembers();
         self.known.remove_if_mut(&key, |_, known| {
             known.half_open = known.half_open.saturating_sub(1);
-            known.half_open == 0 && !keeps_rate
+            known.half_open == 0 && !remembers
         });
     }
 
@@ -317,8 +373,12 @@ impl Addresses {
         };
         if due && mine() {
             let now_ns = clock.now_ns();
-            self.known
-                .retain(|_, known| known.half_open > 0 || known.connects_due > now_ns);
+            let window = self.flapping.window;
+            self.known.retain(|_, known| {
+                known.half_open > 0
+                    || known.connects_due > now_ns
+                    || !known.connects.is_over(now_s, window)
+            });
         }
     }
 }
@@ -331,6 +391,10 @@ mod tests {
         let mut config = Config::default();
         change(&mut config);
         config
+    }
+
+    fn admission(config: &Config) -> Admission {
+        Admission::new(config, Arc::default())
     }
 
     fn ip(text: &str) -> Option<IpAddr> {
@@ -347,7 +411,7 @@ mod tests {
 
     #[test]
     fn no_more_than_the_maximum_are_open_and_the_place_of_one_that_left_is_free() {
-        let admission = Admission::new(&config(|config| config.connections_max = 3));
+        let admission = admission(&config(|config| config.connections_max = 3));
         let clock = Clock::new();
         let mut held = admitted(&admission, "192.0.2.1", 10);
         assert_eq!(held.len(), 3);
@@ -361,7 +425,7 @@ mod tests {
 
     #[test]
     fn only_what_has_not_finished_its_connect_is_half_open() {
-        let admission = Admission::new(&config(|config| config.half_open_max = 2));
+        let admission = admission(&config(|config| config.half_open_max = 2));
         let clock = Clock::new();
         let accept = || admission.accept(&admission.gate, ip("192.0.2.1"), &clock);
         let first = accept().unwrap();
@@ -376,7 +440,7 @@ mod tests {
 
     #[test]
     fn a_listeners_limit_holds_beside_the_nodes() {
-        let admission = Admission::new(&config(|config| config.connections_max = 3));
+        let admission = admission(&config(|config| config.connections_max = 3));
         let clock = Clock::new();
         let small = admission.listener_gate(GateLimits {
             connections_max: 1,
@@ -398,7 +462,7 @@ mod tests {
 
     #[test]
     fn one_address_cannot_use_up_what_another_needs() {
-        let admission = Admission::new(&config(|config| config.per_address.half_open_max = 5));
+        let admission = admission(&config(|config| config.per_address.half_open_max = 5));
         let held = admitted(&admission, "192.0.2.1", 10);
         assert_eq!(held.len(), 5);
         assert_eq!(admitted(&admission, "192.0.2.2", 10).len(), 5);
@@ -416,10 +480,10 @@ mod tests {
 
     #[test]
     fn connects_in_a_second_are_limited_by_address_and_in_all() {
-        let by_address = Admission::new(&config(|c| c.per_address.connects_per_second = 3));
+        let by_address = admission(&config(|c| c.per_address.connects_per_second = 3));
         assert_eq!(admitted(&by_address, "192.0.2.1", 10).len(), 3);
         assert_eq!(admitted(&by_address, "192.0.2.2", 10).len(), 3);
-        let in_all = Admission::new(&config(|config| config.connects_per_second = 4));
+        let in_all = admission(&config(|config| config.connects_per_second = 4));
         assert_eq!(admitted(&in_all, "192.0.2.1", 10).len(), 4);
         assert_eq!(admitted(&in_all, "192.0.2.2", 10).len(), 0);
     }
@@ -430,10 +494,10 @@ mod tests {
             config.per_address.half_open_max = 1;
             config.per_address.connects_per_second = 1;
         };
-        let admission = Admission::new(&config(limits));
-        assert_eq!(admitted(&admission, "127.0.0.1", 100).len(), 100);
-        assert_eq!(admitted(&admission, "::1", 100).len(), 100);
-        let admission = Admission::new(&config(|config| {
+        let by_default = admission(&config(limits));
+        assert_eq!(admitted(&by_default, "127.0.0.1", 100).len(), 100);
+        assert_eq!(admitted(&by_default, "::1", 100).len(), 100);
+        let admission = admission(&config(|config| {
             limits(config);
             config.per_address.exempt = vec!["198.51.100.0/24".parse().unwrap()];
         }));
@@ -443,14 +507,14 @@ mod tests {
 
     #[test]
     fn ten_thousand_devices_at_once_behind_one_address_come_in_by_default() {
-        let admission = Admission::new(&Config::default());
+        let admission = admission(&Config::default());
         assert_eq!(admitted(&admission, "127.0.0.1", 10_000).len(), 10_000);
         assert_eq!(admitted(&admission, "192.0.2.1", 10_000).len(), 10_000);
     }
 
     #[test]
     fn addresses_beyond_the_table_are_limited_with_all_only() {
-        let admission = Admission::new(&config(|c| c.per_address.connects_per_second = 1));
+        let admission = admission(&config(|c| c.per_address.connects_per_second = 1));
         let clock = Clock::new();
         for number in 0..u32::try_from(ADDRESSES_MAX).unwrap() {
             let address = IpAddr::from((0x0A00_0000 + number).to_be_bytes());
@@ -463,7 +527,7 @@ mod tests {
 
     #[test]
     fn a_connection_behind_a_proxy_is_counted_where_the_proxy_says() {
-        let admission = Admission::new(&config(|config| config.per_address.half_open_max = 1));
+        let admission = admission(&config(|config| config.per_address.half_open_max = 1));
         let clock = Clock::new();
         let mut first = admission.accept(&admission.gate, None, &clock).unwrap();
         let mut second = admission.accept(&admission.gate, None, &clock).unwrap();
@@ -475,5 +539,31 @@ mod tests {
         );
         drop((first, second));
         assert!(admission.addresses.known.is_empty());
+    }
+
+    #[test]
+    fn an_address_that_connects_without_end_is_banned_and_no_other() {
+        let admission = admission(&config(|config| config.flapping.address_connects = 10));
+        for (address, neighbour) in [
+            ("192.0.2.1", "192.0.2.2"),
+            ("2001:db8::1", "2001:db8:0:1::1"),
+        ] {
+            assert_eq!(admitted(&admission, address, 100).len(), 10);
+            let clock = Clock::new();
+            let refused = admission.accept(&admission.gate, ip(address), &clock);
+            assert_eq!(refused.unwrap_err(), Refusal::Banned);
+            assert_eq!(admitted(&admission, neighbour, 5).len(), 5);
+        }
+        assert_eq!(admitted(&admission, "127.0.0.1", 100).len(), 100);
+    }
+
+    #[test]
+    fn an_operators_ban_concerns_exempt_addresses_too() {
+        let bans = Arc::new(Bans::default());
+        let admission = Admission::new(&Config::default(), Arc::clone(&bans));
+        let target = BanTarget::parse("address", "127.0.0.0/8").unwrap();
+        bans.give(target, "as an operator would", Duration::from_secs(60));
+        assert_eq!(admitted(&admission, "127.0.0.1", 5).len(), 0);
+        assert_eq!(admitted(&admission, "::1", 5).len(), 5);
     }
 }

@@ -29,6 +29,8 @@ pub(crate) enum CloseReason {
     ProtocolError(ReasonCode),
     /// A declared limit that the protocol cannot refuse in another way.
     LimitExceeded(ReasonCode),
+    /// A ban that was made while it was connected.
+    Banned,
     /// More in a second than a device may send, where that is answered so.
     RateExceeded,
     /// What was sent could not be made durable, so it is not acknowledged.
@@ -38,6 +40,8 @@ pub(crate) enum CloseReason {
 /// Why a connection is refused although nothing is wrong with what it said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Refusal {
+    /// Its address, client id or user name is banned.
+    Banned,
     /// `mqtt.connections_max`, or that of the listener.
     ConnectionsMax,
     /// `mqtt.half_open_max`, or that of the listener.
@@ -56,6 +60,7 @@ impl Refusal {
     /// The code of the CONNACK, where it has come to that.
     pub(crate) fn reason_code(self) -> ReasonCode {
         match self {
+            Self::Banned => ReasonCode::Banned,
             Self::ConnectionsMax | Self::HalfOpenMax => ReasonCode::ServerBusy,
             Self::ConnectRate | Self::AddressHalfOpenMax | Self::AddressConnectRate => {
                 ReasonCode::ConnectionRateExceeded
@@ -67,6 +72,7 @@ impl Refusal {
     /// The value of the metric label `reason`.
     pub(crate) fn label(self) -> &'static str {
         match self {
+            Self::Banned => "banned",
             Self::ConnectionsMax => "connections_max",
             Self::HalfOpenMax => "half_open_max",
             Self::ConnectRate => "connects_per_second",
@@ -85,7 +91,8 @@ impl CloseReason {
             Self::KeepAliveTimeout => Some(ReasonCode::KeepAliveTimeout),
             Self::AckTimeout => Some(ReasonCode::UnspecifiedError),
             Self::TakenOver => Some(ReasonCode::SessionTakenOver),
-            Self::Kicked => Some(ReasonCode::AdministrativeAction),
+            // "Banned" may stand in a CONNACK only (MQTT 5.0 table 2-6).
+            Self::Kicked | Self::Banned => Some(ReasonCode::AdministrativeAction),
             Self::ServerShuttingDown => Some(ReasonCode::ServerShuttingDown),
             Self::Malformed(code) | Self::ProtocolError(code) | Self::LimitExceeded(code) => {
                 Some(code)
@@ -109,8 +116,30 @@ impl CloseReason {
             Self::Malformed(_) => "malformed",
             Self::ProtocolError(_) => "protocol_error",
             Self::LimitExceeded(_) => "limit_exceeded",
+            Self::Banned => "banned",
             Self::RateExceeded => "rate_exceeded",
             Self::StoreUnavailable => "store_unavailable",
+        }
+    }
+
+    /// Whether the device or its network ended it, rather than this side or an operator: many such
+    /// ends make a flapping client.
+    pub(crate) fn is_flap(self) -> bool {
+        match self {
+            Self::ClientLeft
+            | Self::ClientLeftWithWill
+            | Self::ConnectionLost
+            | Self::TakenOver
+            | Self::Malformed(_)
+            | Self::ProtocolError(_)
+            | Self::LimitExceeded(_)
+            | Self::RateExceeded => true,
+            Self::KeepAliveTimeout
+            | Self::AckTimeout
+            | Self::Kicked
+            | Self::Banned
+            | Self::ServerShuttingDown
+            | Self::StoreUnavailable => false,
         }
     }
 

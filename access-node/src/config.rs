@@ -66,6 +66,8 @@ pub struct Config {
     pub per_address: PerAddress,
     /// The `[mqtt.per_device]` section.
     pub per_device: PerDevice,
+    /// The `[mqtt.flapping]` section.
+    pub flapping: Flapping,
 }
 
 /// What one address may use up: an IPv4 address, or an IPv6 network of 64 bits, which is what one
@@ -95,6 +97,35 @@ pub struct PerDevice {
     pub burst: Duration,
     /// What is done about more.
     pub excess: Excess,
+}
+
+/// Who connects again and again is banned for a while. Networks in `mqtt.per_address.exempt` are
+/// exempt from this too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Flapping {
+    /// Connections of one client id that end within the window; 0 is no limit.
+    pub client_connects: u32,
+    /// Connections from one address that begin within the window, with a session or without; 0 is no
+    /// limit. Many devices may share an address.
+    pub address_connects: u32,
+    /// The time in which they are counted.
+    #[serde(with = "moorline_router::duration")]
+    pub window: Duration,
+    /// How long a ban lasts.
+    #[serde(with = "moorline_router::duration")]
+    pub ban: Duration,
+}
+
+impl Default for Flapping {
+    fn default() -> Self {
+        Self {
+            client_connects: 600,
+            address_connects: 0,
+            window: Duration::from_secs(300),
+            ban: Duration::from_secs(60),
+        }
+    }
 }
 
 /// What becomes of a device that sends more than it may.
@@ -155,6 +186,7 @@ impl Default for Config {
             sessions_max: 1_000_000,
             per_address: PerAddress::default(),
             per_device: PerDevice::default(),
+            flapping: Flapping::default(),
         }
     }
 }
@@ -176,6 +208,8 @@ impl Config {
             ("ack_timeout", self.ack_timeout.as_secs()),
             ("slow_ack_timeout", self.slow_ack_timeout.as_secs()),
             ("per_device.burst", self.per_device.burst.as_millis() as u64),
+            ("flapping.window", self.flapping.window.as_secs()),
+            ("flapping.ban", self.flapping.ban.as_millis() as u64),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("mqtt.{key} must be greater than 0"));

@@ -76,6 +76,8 @@ pub(crate) struct Connection {
     pub(crate) fence: Option<Fence>,
     /// Present where the rates of a device are limited.
     pub(crate) meter: Option<Box<Meter>>,
+    /// Whether its end counts where flapping clients are looked for.
+    pub(crate) may_flap: bool,
 }
 
 enum Event {

@@ -29,6 +29,9 @@ pub(crate) async fn finish(mut connection: Box<Connection>, reason: CloseReason)
     if let Some(link) = session.lock().link_of(connection.epoch) {
         link.close(reason);
     }
+    if connection.may_flap {
+        node.note_flap(&session.client, reason);
+    }
     settle_pending(&mut connection).await;
     {
         let _owning = node.owning(&session.client).await;

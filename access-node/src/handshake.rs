@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use bytestring::ByteString;
 use moorline_mqtt::{
     ConnAck, ConnAckProperties, Connect, DecodeError, Decoder, Packet, ReasonCode, Version,
 };
@@ -280,6 +281,10 @@ async fn begin(node: &Arc<Node>, asked: Asked) -> Result<Connection, HandshakeEr
         return Err(HandshakeError::Refused(ReasonCode::ServerUnavailable));
     }
     let (client, assigned) = client_id(&asked.connect, &asked.peer)?;
+    let named = Named::of(&client, &asked);
+    if named.is_banned(node) {
+        return Err(HandshakeError::NotAdmitted(Refusal::Banned));
+    }
     let owning = node.owning(&client).await;
     let claim = node.stores.routes.claim(&client, &node.id).await?;
     let result = begin_owned(node, asked, &client, assigned, claim.epoch).await;
@@ -289,7 +294,42 @@ async fn begin(node: &Arc<Node>, asked: Asked) -> Result<Connection, HandshakeEr
         let _ = node.stores.routes.release(&client, claim.epoch).await;
     }
     drop(owning);
+    // A ban that was made meanwhile found no connection to close.
+    if let Ok(connection) = &result
+        && named.is_banned(node)
+        && let Some(link) = connection.session.lock().link_of(connection.epoch)
+    {
+        link.close(CloseReason::Banned);
+    }
     result
+}
+
+/// What of a device may be banned.
+struct Named {
+    client: ClientId,
+    username: Option<ByteString>,
+    address: Option<IpAddr>,
+}
+
+impl Named {
+    fn of(client: &ClientId, asked: &Asked) -> Self {
+        Self {
+            client: client.clone(),
+            username: asked.connect.username.clone(),
+            address: asked.peer.address.map(|address| address.ip()),
+        }
+    }
+
+    /// The address is looked at again: a ban may be newer than the connection.
+    fn is_banned(&self, node: &Node) -> bool {
+        let bans = &node.bans;
+        let username = self.username.as_deref();
+        bans.forbids_client(&self.client)
+            || username.is_some_and(|name| bans.forbids_username(name))
+            || self
+                .address
+                .is_some_and(|address| bans.forbids_address(address))
+    }
 }
 
 /// The id to go by, and whether CONNACK has to tell it.
@@ -352,6 +392,8 @@ async fn begin_owned(
     node.metrics.connects_accepted.increment(1);
     tracing::debug!(%client, %epoch, transport = asked.peer.listener.transport.label(asked.wire.is_encrypted()), session_present, "connected");
     let version = connect.version;
+    let address = asked.peer.address;
+    let exempt = address.is_none_or(|address| node.admission.is_exempt(address.ip()));
     Ok(Connection {
         node: Arc::clone(node),
         session,
@@ -364,6 +406,7 @@ async fn begin_owned(
         page: None,
         fence: None,
         meter: node.device_rates.meter(),
+        may_flap: !exempt,
     })
 }
 

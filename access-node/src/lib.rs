@@ -8,17 +8,19 @@
 //! message goes) → `outbound` (how it reaches a socket) → `ending`. `local_nodes` is how services of the same process reach the node. Beside that: `session` and
 //! `wire` (what is shared), `peer`, `listener_config` and `certificates` (who comes, and where),
 //! `threads`, `reader`, `proxy`, `tls` and `ws` (bytes), `subscriptions` and `retained` (indexes),
-//! `deadlines` and `timers` (time), `rate` (how much in a second), `close_reason`.
+//! `deadlines` and `timers` (time), `rate` (how much in a second), `bans` and `flapping`, `close_reason`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod admission;
+mod bans;
 mod certificates;
 mod close_reason;
 mod config;
 mod connection;
 mod deadlines;
 mod ending;
+mod flapping;
 mod handshake;
 mod inbound;
 mod listener;
@@ -52,7 +54,7 @@ use moorline_router::{NodeId, Nodes, StoreError, Stores};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-pub use config::{Config, Excess, PerAddress, PerDevice};
+pub use config::{Config, Excess, Flapping, PerAddress, PerDevice};
 pub use listener_config::{
     CertificateIdentity, ClientCertificateMode, ListenerConfig, Protocol, TlsConfig,
 };
@@ -102,6 +104,7 @@ impl AccessNode {
         let node = Arc::new(Node::new(id, config, stores, upstream));
         node.renew_lease().await?;
         restore::run(&node).await?;
+        bans::load(&node).await?;
         let threads = Threads::start(node.config.threads)?;
         // On a thread that serves devices, so that a node that is stuck there loses its lease.
         let first = &threads.handles[0];
@@ -109,6 +112,7 @@ impl AccessNode {
         tasks.spawn_on(deadlines::run(Arc::clone(&node)), first);
         tasks.spawn_on(timers::run(Arc::clone(&node)), first);
         tasks.spawn_on(Arc::clone(&node).keep_lease(), first);
+        tasks.spawn_on(bans::run(Arc::clone(&node)), first);
         Ok(Self {
             node,
             threads,

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use moorline_mqtt::Publish;
 use moorline_router::{
-    ClientId, Delivery, DeliveryOutcome, MessageId, NodeId, Nodes, Published, SessionView,
-    StoreError,
+    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, MessageId, NodeId, Nodes, Published,
+    SessionView, StoreError,
 };
 
+use crate::bans;
 use crate::close_reason::CloseReason;
 use crate::node::Node;
 use crate::outbound::{Corked, deliver};
@@ -43,6 +44,18 @@ impl Nodes for LocalNodes {
         };
         link.close(CloseReason::Kicked);
         Ok(true)
+    }
+
+    async fn bans(
+        &self,
+        after: Option<&BanTarget>,
+        limit: usize,
+    ) -> Result<Vec<BanView>, StoreError> {
+        Ok(self.0.bans.list(after, limit))
+    }
+
+    async fn ban_changed(&self, target: &BanTarget) -> Result<bool, StoreError> {
+        bans::changed(&self.0, target).await
     }
 
     async fn sessions(

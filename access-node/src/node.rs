@@ -8,13 +8,15 @@ use std::time::Duration;
 use ahash::RandomState;
 use dashmap::DashMap;
 use moorline_router::upstream::UpstreamRoutes;
-use moorline_router::{ClientId, NodeId, NodeRecord, NodeState, StoreError, Stores};
+use moorline_router::{BanTarget, ClientId, NodeId, NodeRecord, NodeState, StoreError, Stores};
 use tokio::sync::{Mutex, MutexGuard, Notify, Semaphore};
 
 use crate::admission::Admission;
+use crate::bans::Bans;
 use crate::close_reason::{CloseReason, Refusal};
 use crate::config::Config;
 use crate::deadlines::{Clock, Wheel};
+use crate::flapping::FlappingClients;
 use crate::metrics::Metrics;
 use crate::rate::{DeviceRates, LogLimit};
 use crate::retained::RetainedMessages;
@@ -44,7 +46,9 @@ pub(crate) struct Node {
     pub(crate) wheel: Wheel,
     pub(crate) timers: Timers,
     pub(crate) metrics: Metrics,
+    pub(crate) bans: Arc<Bans>,
     pub(crate) admission: Admission,
+    flapping: FlappingClients,
     pub(crate) device_rates: DeviceRates,
     /// For lines that a peer can provoke at will.
     pub(crate) log_limit: LogLimit,
@@ -64,9 +68,12 @@ impl Node {
         stores: Stores,
         upstream: UpstreamRoutes,
     ) -> Self {
+        let bans = Arc::new(Bans::default());
         Self {
             id,
-            admission: Admission::new(&config),
+            admission: Admission::new(&config, Arc::clone(&bans)),
+            bans,
+            flapping: FlappingClients::new(&config.flapping),
             device_rates: DeviceRates::new(&config.per_device),
             log_limit: LogLimit::default(),
             config,
@@ -124,6 +131,14 @@ impl Node {
         if let Some(suppressed) = self.log_limit.allows(self.clock.now_s()) {
             let reason = refusal.label();
             tracing::info!(listener, %peer, reason, suppressed, "connection refused");
+        }
+    }
+
+    /// Notes how a connection of `client` ended, and bans a client for which that happens too often.
+    pub(crate) fn note_flap(&self, client: &ClientId, reason: CloseReason) {
+        if reason.is_flap() && self.flapping.ended(client, self.clock.now_s()) {
+            let target = BanTarget::Client(client.clone());
+            self.bans.give(target, "flapping", self.config.flapping.ban);
         }
     }
 

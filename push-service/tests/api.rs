@@ -507,3 +507,63 @@ async fn a_stop_ends_long_polls_and_streams_at_once_and_finishes_requests() {
         started.elapsed()
     );
 }
+
+#[tokio::test]
+async fn bans_are_made_listed_and_lifted() {
+    let service = Service::start().await;
+    let put = async |path: &str, body: &Value| {
+        answer(service.request(Method::PUT, path).json(body)).await
+    };
+    let (status, ban) = put(
+        "/v1/bans/address/192.0.2.7%2F24",
+        &json!({"reason": "scans", "ttl": "1h"}),
+    )
+    .await;
+    assert_eq!(status, StatusCode::OK, "{ban}");
+    assert_eq!(ban["value"], "192.0.2.0/24");
+    assert_eq!(ban["reason"], "scans");
+    assert_eq!(ban["automatic"], false);
+    assert!(ban["expires_at"].is_string());
+    let (status, ban) = put("/v1/bans/client/car%2F7", &json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{ban}");
+    assert!(ban.get("expires_at").is_none());
+    put("/v1/bans/username/anna", &json!({"reason": "left"})).await;
+
+    let (_, first) = service.get("/v1/bans?limit=2").await;
+    let values = |page: &Value| -> Vec<String> {
+        let bans = page["bans"].as_array().unwrap().iter();
+        bans.map(|ban| ban["value"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(values(&first), ["192.0.2.0/24", "car/7"]);
+    assert_eq!(first["next"], "client/car/7");
+    let (_, last) = service.get("/v1/bans?limit=2&after=client/car/7").await;
+    assert_eq!(values(&last), ["anna"]);
+    assert!(last.get("next").is_none());
+
+    let (status, _) = service.delete("/v1/bans/address/192.0.2.0%2F24").await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let (status, _) = service.delete("/v1/bans/address/192.0.2.0%2F24").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (_, left) = service.get("/v1/bans").await;
+    assert_eq!(values(&left), ["car/7", "anna"]);
+}
+
+#[tokio::test]
+async fn a_ban_of_nobody_is_refused_by_field() {
+    let service = Service::start().await;
+    for (path, body, field) in [
+        ("/v1/bans/address/here", json!({}), "value"),
+        ("/v1/bans/colour/red", json!({}), "kind"),
+        ("/v1/bans/client/a", json!({"ttl": "soon"}), "ttl"),
+    ] {
+        let (status, problem) = answer(service.request(Method::PUT, path).json(&body)).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+        assert_eq!(problem["errors"][0]["field"], field, "{problem}");
+    }
+    let (status, problem) = service.get("/v1/bans?after=x").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+    let request = service.bare(Method::PUT, "/v1/bans/client/a");
+    let (status, _) = answer(request.bearer_auth(PUSH_KEY).json(&json!({}))).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+}

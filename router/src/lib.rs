@@ -9,6 +9,7 @@
 //! | [`Inboxes`] | what waits for a device, and the receipts of what was pushed |
 //! | [`Sessions`] | persistent MQTT sessions, wills, received QoS 2 packet identifiers |
 //! | [`Retained`] | retained messages |
+//! | [`Bans`] | who may not connect |
 //! | [`UpstreamBus`] | what devices sent and a backend has not taken yet |
 //! | [`Nodes`] | the way to an access node, wherever it runs |
 //!
@@ -18,6 +19,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+pub mod bans;
 pub mod contract;
 pub mod duration;
 pub mod embedded;
@@ -30,6 +32,7 @@ pub mod routes;
 pub mod sessions;
 pub mod upstream;
 
+pub use bans::{Ban, BanTarget, Bans, InvalidBan};
 pub use fence::Fence;
 pub use ids::{ClientId, Epoch, InvalidId, MessageId, NodeId, Position, unix_ms};
 pub use inboxes::{
@@ -37,7 +40,7 @@ pub use inboxes::{
     ReceiptState, ReceiptStep, Recipient,
 };
 pub use message::{Message, Origin};
-pub use nodes::{Delivery, DeliveryOutcome, Nodes, Published, SessionView};
+pub use nodes::{BanView, Delivery, DeliveryOutcome, Nodes, Published, SessionView};
 pub use routes::{Claim, NodeRecord, NodeState, Route, Routes};
 pub use sessions::{
     ReceivedPublish, Retained, SessionRecord, Sessions, StoredSubscription, StoredWill,
@@ -81,5 +84,6 @@ pub struct Stores {
     pub inboxes: std::sync::Arc<dyn Inboxes>,
     pub sessions: std::sync::Arc<dyn Sessions>,
     pub retained: std::sync::Arc<dyn Retained>,
+    pub bans: std::sync::Arc<dyn Bans>,
     pub upstream: std::sync::Arc<dyn UpstreamBus>,
 }

@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use moorline_mqtt::{Publish, Version};
 
-use crate::{ClientId, Epoch, Message, MessageId, NodeId, Position, StoreError};
+use crate::{Ban, BanTarget, ClientId, Epoch, Message, MessageId, NodeId, Position, StoreError};
 
 /// A hint to a node that a message waits. Losing it loses nothing: the inbox has the message.
 #[derive(Debug, Clone)]
@@ -61,6 +61,15 @@ pub struct SessionView {
     pub in_flight: usize,
 }
 
+/// A ban as it is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BanView {
+    /// The ban.
+    pub ban: Ban,
+    /// Whether a node gave it by itself, because of what it saw.
+    pub automatic: bool,
+}
+
 /// The access nodes.
 #[async_trait]
 pub trait Nodes: Send + Sync {
@@ -69,6 +78,18 @@ pub trait Nodes: Send + Sync {
 
     /// Closes the connection of `client` on `node` as an administrative action; says whether there was one.
     async fn disconnect(&self, node: &NodeId, client: &ClientId) -> Result<bool, StoreError>;
+
+    /// Bans in force on any node, in the order of their targets, from after `after`, at most `limit`.
+    async fn bans(
+        &self,
+        after: Option<&BanTarget>,
+        limit: usize,
+    ) -> Result<Vec<BanView>, StoreError>;
+
+    /// The ban of `target` in [`crate::Bans`] has changed: every node reads it again, and closes
+    /// connections that are banned now. A ban of the node itself is lifted. Says whether `target` was
+    /// banned before.
+    async fn ban_changed(&self, target: &BanTarget) -> Result<bool, StoreError>;
 
     /// What `node` knows of each client's connection.
     async fn sessions(

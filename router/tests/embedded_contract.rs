@@ -47,5 +47,6 @@ impl Backend for Embedded {
 moorline_router::inbox_contract!(Embedded::default());
 moorline_router::receipt_contract!(Embedded::default());
 moorline_router::route_contract!(Embedded::default());
+moorline_router::ban_contract!(Embedded::default());
 moorline_router::session_contract!(Embedded::default());
 moorline_router::upstream_contract!(Embedded::default());

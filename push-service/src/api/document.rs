@@ -21,6 +21,7 @@ use crate::problem::{Document as ProblemDocument, FieldError};
         (name = "push", description = "To devices and topics"),
         (name = "messages", description = "What became of a push"),
         (name = "clients", description = "Devices and what waits for them"),
+        (name = "bans", description = "Who may not connect"),
         (name = "upstream", description = "What devices sent"),
         (name = "dead letters", description = "What could not be handed to its backend"),
         (name = "operations", description = "Health, metrics, nodes"),
@@ -155,6 +156,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(operations, 18);
+        assert_eq!(operations, 21);
     }
 }

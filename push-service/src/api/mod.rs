@@ -1,6 +1,7 @@
 //! The resources of the HTTP API, one file each, and what all of them share: the state, the
 //! routes, the log line of a request.
 
+mod bans;
 mod clients;
 mod dead_letters;
 mod document;
@@ -63,6 +64,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(clients::get))
         .routes(routes!(clients::inbox))
         .routes(routes!(clients::disconnect))
+        .routes(routes!(bans::list))
+        .routes(routes!(bans::put, bans::delete))
         .routes(routes!(upstream::read))
         .routes(routes!(upstream::acknowledge))
         .routes(routes!(upstream::consumers))

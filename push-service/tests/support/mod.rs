@@ -3,8 +3,10 @@
 
 #![allow(unreachable_pub, dead_code, reason = "shared by several test programs")]
 
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use async_trait::async_trait;
 use moorline_mqtt::{Publish, Version};
@@ -13,8 +15,8 @@ use moorline_push_service::{
 };
 use moorline_router::embedded::{self, EmbeddedStore};
 use moorline_router::{
-    ClientId, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId, NodeRecord, NodeState, Nodes,
-    Published, SessionView, StoreError,
+    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId, NodeRecord,
+    NodeState, Nodes, Published, SessionView, StoreError,
 };
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
@@ -32,6 +34,8 @@ pub struct MadeUpNode {
     pub delivered: Mutex<Vec<Delivery>>,
     pub published: Mutex<Vec<(MessageId, Publish)>>,
     pub disconnected: Mutex<Vec<ClientId>>,
+    pub bans: Mutex<BTreeMap<BanTarget, BanView>>,
+    pub store: OnceLock<Arc<EmbeddedStore>>,
 }
 
 #[async_trait]
@@ -46,6 +50,31 @@ impl Nodes for MadeUpNode {
     async fn disconnect(&self, _: &NodeId, client: &ClientId) -> Result<bool, StoreError> {
         self.disconnected.lock().unwrap().push(client.clone());
         Ok(true)
+    }
+
+    async fn bans(
+        &self,
+        after: Option<&BanTarget>,
+        limit: usize,
+    ) -> Result<Vec<BanView>, StoreError> {
+        let bans = self.bans.lock().unwrap();
+        let after = bans.range((
+            after.map_or(Bound::Unbounded, Bound::Excluded),
+            Bound::Unbounded,
+        ));
+        Ok(after.take(limit).map(|(_, view)| view.clone()).collect())
+    }
+
+    async fn ban_changed(&self, target: &BanTarget) -> Result<bool, StoreError> {
+        let stores = self.store.get().expect("set at the start");
+        let now = moorline_router::Bans::get(&**stores, target).await?;
+        let automatic = false;
+        let mut bans = self.bans.lock().unwrap();
+        Ok(match now {
+            Some(ban) => bans.insert(target.clone(), BanView { ban, automatic }),
+            None => bans.remove(target),
+        }
+        .is_some())
     }
 
     async fn sessions(
@@ -106,6 +135,8 @@ impl Service {
             delivered: Mutex::default(),
             published: Mutex::default(),
             disconnected: Mutex::default(),
+            bans: Mutex::default(),
+            store: OnceLock::from(Arc::clone(&store)),
         });
         let draining = Arc::new(AtomicBool::new(false));
         let service = PushService {

@@ -10,6 +10,7 @@
     reason = "the name of a case is the sentence that it checks"
 )]
 
+pub mod bans;
 pub mod inboxes;
 pub mod receipts;
 pub mod routes;

@@ -9,9 +9,9 @@ use moorline_mqtt::{
 
 use super::record::{RecordReader, RecordWriter};
 use crate::{
-    ClientId, DeadLetter, Epoch, Message, MessageId, NodeId, Origin, Position, QueueName, Receipt,
-    ReceiptState, ReceiptStep, ReceivedPublish, Recipient, SessionRecord, StoreError,
-    StoredSubscription, StoredWill, UpstreamMessage,
+    Ban, BanTarget, ClientId, DeadLetter, Epoch, Message, MessageId, NodeId, Origin, Position,
+    QueueName, Receipt, ReceiptState, ReceiptStep, ReceivedPublish, Recipient, SessionRecord,
+    StoreError, StoredSubscription, StoredWill, UpstreamMessage,
 };
 
 /// Every layout is still the first.
@@ -437,6 +437,31 @@ pub(super) fn parse_will(key: &[u8], value: &[u8]) -> Result<StoredWill, StoreEr
     let will = Will::from_bytes(Bytes::copy_from_slice(bytes))
         .map_err(|_| reader.damaged("an impossible will"))?;
     Ok(StoredWill { epoch, will })
+}
+
+pub(super) fn ban(key: &[u8], ban: &Ban) -> Vec<u8> {
+    let mut writer = RecordWriter::new(V1, 128);
+    writer
+        .text(ban.target.kind())
+        .text(&ban.target.value())
+        .text(&ban.reason)
+        .u64(ban.since_ms)
+        .option(ban.expires_at_ms, |w, at| {
+            w.u64(at);
+        });
+    writer.seal(key)
+}
+
+pub(super) fn parse_ban(key: &[u8], value: &[u8]) -> Result<Ban, StoreError> {
+    let mut reader = RecordReader::open(key, value, V1)?;
+    let (kind, value) = (reader.text()?, reader.text()?);
+    let target = BanTarget::parse(kind, value);
+    Ok(Ban {
+        target: target.map_err(|_| reader.damaged("a ban of nobody"))?,
+        reason: reader.text()?.into(),
+        since_ms: reader.u64()?,
+        expires_at_ms: reader.option(RecordReader::u64)?,
+    })
 }
 
 pub(super) fn received(key: &[u8], received: &ReceivedPublish) -> Vec<u8> {

@@ -12,6 +12,7 @@
 //! | `s` `w` | client | session, will |
 //! | `q` | client 0 packet id | received QoS 2 publish |
 //! | `r` | topic | retained message |
+//! | `b` | kind 0 value | ban |
 //! | `u` | queue 0 partition generation sequence | upstream message |
 //! | `n` | queue | bytes in the queue and its number of partitions |
 //! | `c` | consumer | cursor of a named consumer of the default queue |
@@ -20,7 +21,7 @@
 //! | `h` | | the highest epoch that may have been handed out |
 //! | `z` | | written to see whether writing works |
 
-use crate::{ClientId, MessageId, Position, QueueName, StoreError};
+use crate::{BanTarget, ClientId, MessageId, Position, QueueName, StoreError};
 
 pub(super) const ENTRY: u8 = b'e';
 pub(super) const RECEIVED_ENTRY: u8 = b'p';
@@ -32,6 +33,7 @@ pub(super) const SESSION: u8 = b's';
 pub(super) const WILL: u8 = b'w';
 pub(super) const RECEIVED: u8 = b'q';
 pub(super) const RETAINED: u8 = b'r';
+pub(super) const BAN: u8 = b'b';
 pub(super) const UPSTREAM: u8 = b'u';
 pub(super) const QUEUE: u8 = b'n';
 pub(super) const CONSUMER: u8 = b'c';
@@ -142,6 +144,12 @@ pub(super) fn at(prefix: u8, number: u64) -> Vec<u8> {
 pub(super) fn at_of(key: &[u8]) -> Option<(u64, &[u8])> {
     let (number, rest) = key.get(1..)?.split_first_chunk::<8>()?;
     Some((u64::from_be_bytes(*number), rest))
+}
+
+pub(super) fn ban(target: &BanTarget) -> Vec<u8> {
+    let mut key = group(BAN, target.kind());
+    key.extend_from_slice(target.value().as_bytes());
+    key
 }
 
 pub(super) fn final_receipt(ended_at_ms: u64, id: &MessageId) -> Vec<u8> {

@@ -14,6 +14,7 @@
 //! Read in this order: `config`, `keys`, `record`, `format` (what is on disk), `engine`, `directory`,
 //! `queue`, `writer`, `transaction` (how it gets there), then one pair of files a seam.
 
+mod bans;
 mod config;
 mod directory;
 mod engine;
@@ -138,6 +139,7 @@ impl EmbeddedStore {
             inboxes: self.clone(),
             sessions: self.clone(),
             retained: self.clone(),
+            bans: self.clone(),
             upstream: self.clone(),
         }
     }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Every record under one prefix byte.
-fn all<T>(
+pub(super) fn all<T>(
     view: &View,
     prefix: u8,
     parse: impl Fn(&[u8], &[u8]) -> Result<T, StoreError>,
@@ -28,7 +28,7 @@ fn all<T>(
 
 impl EmbeddedStore {
     /// Writes one record.
-    fn put(
+    pub(super) fn put(
         &self,
         name: &str,
         kind: Kind,
