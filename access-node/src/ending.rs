@@ -14,6 +14,7 @@ use crate::connection::Connection;
 use crate::node::Node;
 use crate::outbound::Corked;
 use crate::publish::{Sender, route};
+use crate::redispatch;
 use crate::session::{Link, Session};
 use crate::timers::Timer;
 
@@ -228,18 +229,23 @@ pub(crate) async fn end_session(
     node: &Arc<Node>,
     session: &Arc<Session>,
 ) -> Result<(), StoreError> {
-    let (filters, stored) = {
+    let (filters, stored, shared) = {
         let mut state = session.lock();
-        (state.end(), state.stored)
+        (state.end(), state.stored, state.shared.take())
     };
     node.timers.cancel_expiry(&session.client);
     for held in &filters {
-        node.subscriptions.remove(&held.filter, session);
+        node.unsubscribe(&held.filter, session);
+    }
+    if let Some(shared) = shared {
+        redispatch::orphans(node, shared.into_orphans()).await?;
     }
     if stored {
-        let deleted = node.stores.sessions.delete(&session.client);
-        node.stores.inboxes.end_session(&session.client).await?;
-        deleted.await?;
+        // The session is forgotten last: what other members are to get is found by its end alone.
+        if node.stores.inboxes.end_session(&session.client).await? > 0 {
+            redispatch::from_inbox(node, &session.client).await?;
+        }
+        node.stores.sessions.delete(&session.client).await?;
         session.lock().stored = false;
     }
     // Only now: a failed end is made up for by the next connect, which finds the session here.

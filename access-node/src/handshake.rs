@@ -27,6 +27,7 @@ use crate::node::Node;
 use crate::peer::Peer;
 use crate::proxy::{self, ProxyError};
 use crate::reader::{ReadError, Reader};
+use crate::redispatch;
 use crate::session::{InboxCursor, Link, Session, Transport};
 use crate::tls::{self, TlsError};
 use crate::wire::Wire;
@@ -476,8 +477,10 @@ fn take_over(state: &mut crate::session::State) -> Option<Link> {
 /// the acknowledgements of the connection before, so that nothing acknowledged is read again.
 async fn forget_deliveries(node: &Node, client: &ClientId) -> Result<(), HandshakeError> {
     let inboxes = &node.stores.inboxes;
-    if let [Some(_)] = inboxes.tails(std::slice::from_ref(client)).await?[..] {
-        inboxes.end_session(client).await?;
+    if let [Some(_)] = inboxes.tails(std::slice::from_ref(client)).await?[..]
+        && inboxes.end_session(client).await? > 0
+    {
+        redispatch::from_inbox(node, client).await?;
     }
     Ok(())
 }
@@ -598,7 +601,6 @@ fn connack_packet(node: &Node, session: &Session, asked: &Asked, connack: &Conna
         receive_maximum: NonZeroU16::new(limits.receive_maximum),
         maximum_packet_size: Some(asked.peer.listener.packet_bytes_max),
         assigned_client_id: connack.assigned.then(|| session.client.as_str().into()),
-        shared_subscription_available: Some(false),
         ..ConnAckProperties::default()
     };
     Packet::ConnAck(Box::new(ConnAck {

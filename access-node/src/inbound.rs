@@ -444,6 +444,9 @@ fn end_in_flight(state: &mut State, connection: &Connection, ack: &Ack, qos: QoS
         state.in_flight = Vec::new();
     }
     turn.acknowledged = true;
+    if let Some(shared) = &mut state.shared {
+        shared.acknowledged(sent.packet_id);
+    }
     if let Some(position) = sent.position {
         let reason = if ack.reason.is_error() {
             EndReason::Rejected(ack.reason as u8)

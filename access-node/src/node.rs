@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use dashmap::DashMap;
+use moorline_mqtt::TopicFilter;
 use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{BanTarget, ClientId, NodeId, NodeRecord, NodeState, StoreError, Stores};
 use tokio::sync::{Mutex, MutexGuard, Notify, Semaphore};
@@ -21,7 +22,8 @@ use crate::metrics::Metrics;
 use crate::rate::{DeviceRates, LogLimit};
 use crate::retained::RetainedMessages;
 use crate::session::Session;
-use crate::subscriptions::Subscriptions;
+use crate::shared::SharedSubscriptions;
+use crate::subscriptions::{Subscriber, Subscriptions};
 use crate::timers::Timers;
 
 /// Length of the node's lease and how often it is renewed (DESIGN section 3).
@@ -41,6 +43,7 @@ pub(crate) struct Node {
     /// Every session of the node, connected or not. Entries change only under the client's stripe.
     pub(crate) sessions: DashMap<ClientId, Arc<Session>, RandomState>,
     pub(crate) subscriptions: Subscriptions<Session>,
+    pub(crate) shared: SharedSubscriptions,
     pub(crate) retained: RetainedMessages,
     pub(crate) clock: Clock,
     pub(crate) wheel: Wheel,
@@ -81,6 +84,7 @@ impl Node {
             upstream,
             sessions: DashMap::default(),
             subscriptions: Subscriptions::default(),
+            shared: SharedSubscriptions::default(),
             retained: RetainedMessages::default(),
             clock: Clock::new(),
             wheel: Wheel::new(),
@@ -102,6 +106,30 @@ impl Node {
 
     pub(crate) fn session(&self, client: &ClientId) -> Option<Arc<Session>> {
         self.sessions.get(client).map(|held| Arc::clone(&held))
+    }
+
+    /// Adds or replaces a subscription of whichever kind; says whether the session did not hold it
+    /// before.
+    pub(crate) fn subscribe(
+        &self,
+        key: &Arc<str>,
+        filter: &TopicFilter,
+        subscriber: Subscriber<Session>,
+    ) -> bool {
+        if filter.share().is_some() {
+            self.shared.add(key, filter, subscriber)
+        } else {
+            self.subscriptions.add(key, filter, subscriber)
+        }
+    }
+
+    /// Removes a subscription; says whether the session held it.
+    pub(crate) fn unsubscribe(&self, filter: &str, session: &Arc<Session>) -> bool {
+        if SharedSubscriptions::is_shared(filter) {
+            self.shared.remove(filter, session)
+        } else {
+            self.subscriptions.remove(filter, session)
+        }
     }
 
     pub(crate) fn is_draining(&self) -> bool {

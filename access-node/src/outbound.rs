@@ -169,7 +169,7 @@ impl Link {
 
 impl State {
     /// Whether another QoS 1 or 2 message may be sent.
-    fn has_room(&self, unsent_bytes_max: usize) -> bool {
+    pub(crate) fn has_room(&self, unsent_bytes_max: usize) -> bool {
         self.link.as_ref().is_some_and(|link| {
             self.in_flight.len() < usize::from(link.window)
                 && link.unsent.len() < unsent_bytes_max
@@ -214,6 +214,18 @@ impl State {
         expires_at_ms: Option<u64>,
         node: &Node,
     ) -> DeliveryOutcome {
+        self.deliver_shared(publish, expires_at_ms, None, node)
+    }
+
+    /// As [`State::deliver_live`]. `shared` is what another member gets if this session ends before it
+    /// has acknowledged.
+    pub(crate) fn deliver_shared(
+        &mut self,
+        publish: &EncodedPublish,
+        expires_at_ms: Option<u64>,
+        shared: Option<Arc<Message>>,
+        node: &Node,
+    ) -> DeliveryOutcome {
         let limits = &node.config;
         let Some(link) = &mut self.link else {
             return DeliveryOutcome::NotHere;
@@ -233,7 +245,7 @@ impl State {
             return DeliveryOutcome::Sent { epoch };
         }
         if self.queue.is_empty() && self.has_room(limits.unsent_bytes_max) {
-            self.send_queued(publish, expires_at_ms, node);
+            self.send_queued(publish, expires_at_ms, shared, node);
             return DeliveryOutcome::Sent { epoch };
         }
         if self.queue.len() >= limits.queued_messages_max
@@ -246,12 +258,22 @@ impl State {
         self.queue.push_back(Queued {
             publish: publish.clone(),
             expires_at_ms,
+            shared,
         });
         DeliveryOutcome::Behind
     }
 
-    fn send_queued(&mut self, publish: &EncodedPublish, expires_at_ms: Option<u64>, node: &Node) {
+    fn send_queued(
+        &mut self,
+        publish: &EncodedPublish,
+        expires_at_ms: Option<u64>,
+        shared: Option<Arc<Message>>,
+        node: &Node,
+    ) {
         let packet_id = self.next_packet_id();
+        if let (Some(message), QoS::AtLeastOnce) = (shared, publish.qos()) {
+            self.shared.get_or_insert_default().sent(packet_id, message);
+        }
         self.in_flight.push(InFlight {
             packet_id,
             qos: publish.qos(),
@@ -278,7 +300,7 @@ impl State {
                 node.metrics.dropped_expired.increment(1);
                 continue;
             }
-            self.send_queued(&next.publish, next.expires_at_ms, node);
+            self.send_queued(&next.publish, next.expires_at_ms, next.shared, node);
         }
         if self.queue.is_empty() && self.queue.capacity() > 0 {
             self.queue = std::collections::VecDeque::new();

@@ -10,13 +10,15 @@ use futures_util::future::BoxFuture;
 use moorline_mqtt::{EncodedPublish, Publish, PublishProperties, QoS, TopicName, Version};
 use moorline_router::{
     Append, Appended, ClientId, Delivery, DeliveryOutcome, Fence, Message, MessageId, Origin,
-    StoreError, UpstreamMessage, unix_ms,
+    Share, StoreError, UpstreamMessage, unix_ms,
 };
 use smallvec::SmallVec;
 
 use crate::node::Node;
 use crate::outbound::{Corked, deliver};
+use crate::redispatch;
 use crate::session::Session;
+use crate::shared::{Group, PassedOver};
 use crate::subscriptions::Subscriber;
 
 /// Resolves when a message is as durable as its QoS promises.
@@ -126,6 +128,7 @@ impl Routing<'_> {
             accepted_at_ms: now_ms,
             expires_at_ms: expires_at_ms(publish, now_ms),
             collapse_key: None,
+            share: None,
         }
     }
 
@@ -308,7 +311,103 @@ impl Routing<'_> {
         if !appends.is_empty() {
             self.append_all(appends, waiting);
         }
-        matches.len() as u64
+        matches.len() as u64 + self.deliver_to_groups(&mut fan_out, expires_at_ms, corked)
+    }
+
+    /// One member of each group whose filter matches gets the message, beside what its members get by
+    /// subscriptions of their own (MQTT 5.0 section 4.8.2).
+    fn deliver_to_groups(
+        &mut self,
+        fan_out: &mut FanOut<'_>,
+        expires_at_ms: Option<u64>,
+        corked: &mut Corked,
+    ) -> u64 {
+        let mut matched = 0;
+        let node = self.node;
+        for group in node.shared.matching(self.publish.topic.as_str()) {
+            let mut passed_over = PassedOver::new();
+            while let Some(member) = group.choose(self.publish.qos, &passed_over, &node.config) {
+                if self.give_to_member(&group, &member, fan_out, expires_at_ms, corked) {
+                    matched += 1;
+                    break;
+                }
+                passed_over.push(member.session);
+            }
+        }
+        matched
+    }
+
+    /// Says whether the member took it; it may have left since it was chosen.
+    fn give_to_member(
+        &mut self,
+        group: &Group,
+        member: &Subscriber<Session>,
+        fan_out: &mut FanOut<'_>,
+        expires_at_ms: Option<u64>,
+        corked: &mut Corked,
+    ) -> bool {
+        let session = &member.session;
+        // [MQTT-4.8.2-3].
+        let qos = self.publish.qos.min(member.options.qos);
+        let (ended, persistent) = {
+            let state = session.lock();
+            (state.ended, state.is_persistent())
+        };
+        if ended {
+            return false;
+        }
+        if qos > QoS::AtMostOnce && persistent {
+            let message = redispatch::for_member(&self.shared_message(group), member);
+            let append = Append {
+                client: session.client.clone(),
+                message: message.clone(),
+                fingerprint: None,
+            };
+            let inboxes = &self.node.stores.inboxes;
+            let appended = inboxes.append_behind(vec![append], self.fence);
+            let (node, session) = (Arc::clone(self.node), Arc::clone(session));
+            self.durable.push(Box::pin(async move {
+                let outcome = appended.await?.pop();
+                redispatch::settle(&node, session, message, outcome).await
+            }));
+            return true;
+        }
+        let shared = (qos > QoS::AtMostOnce).then(|| {
+            let mut message = self.shared_message(group);
+            // It may stay for long: it must not hold on to the buffer that it was read from.
+            message.topic = message.topic.copied();
+            message.payload = bytes::Bytes::copy_from_slice(&message.payload);
+            Arc::new(message)
+        });
+        let retain = self.publish.retain && member.options.retain_as_published;
+        let mut state = session.lock();
+        let link = state.link.as_ref().filter(|link| link.closing.is_none());
+        let Some(version) = link.map(|link| link.version) else {
+            return false;
+        };
+        let id = [member.subscription_id];
+        let ids = if id[0] > 0 { &id[..] } else { &[] };
+        let encoded = fan_out.encoded(version, qos, retain, ids);
+        let outcome = state.deliver_shared(&encoded, expires_at_ms, shared, self.node);
+        corked.add(session, &mut state);
+        matches!(
+            outcome,
+            DeliveryOutcome::Sent { .. } | DeliveryOutcome::Behind
+        )
+    }
+
+    /// The message as any member of `group` could be given it.
+    fn shared_message(&mut self, group: &Group) -> Message {
+        let publish = self.publish;
+        let share = Share {
+            filter: (&*group.filter).into(),
+            qos: publish.qos,
+            retain: publish.retain,
+        };
+        Message {
+            share: Some(Box::new(share)),
+            ..self.message(Origin::Session, publish.qos, publish.retain)
+        }
     }
 
     /// Makes a message safe for persistent sessions, then tells those that are connected.

@@ -85,7 +85,7 @@ fn restore_subscription(node: &Node, session: &Arc<Session>, stored: &StoredSubs
         options,
         subscription_id,
     };
-    node.subscriptions.add(&key, &filter, subscriber);
+    node.subscribe(&key, &filter, subscriber);
     session.lock().subscriptions.push(HeldSubscription {
         filter: key,
         options,

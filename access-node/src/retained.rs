@@ -101,6 +101,7 @@ mod tests {
             accepted_at_ms: 0,
             expires_at_ms,
             collapse_key: None,
+            share: None,
         })
     }
 

@@ -10,10 +10,13 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use moorline_mqtt::{EncodedPublish, PacketId, QoS, SubscriptionOptions, Version, Will};
-use moorline_router::{ClientId, Epoch, Position, SessionRecord, StoredSubscription, unix_ms};
+use moorline_router::{
+    ClientId, Epoch, Message, Position, SessionRecord, StoredSubscription, unix_ms,
+};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::close_reason::CloseReason;
+use crate::redispatch::SharedDeliveries;
 use crate::wire::Wire;
 
 /// How the bytes of a connection are wrapped.
@@ -69,6 +72,9 @@ pub(crate) struct State {
     pub(crate) queue: VecDeque<Queued>,
     pub(crate) queue_bytes: usize,
     pub(crate) last_packet_id: u16,
+    /// What another member of a shared subscription gets if this session ends; only where that
+    /// happened to a session that is not persistent.
+    pub(crate) shared: Option<Box<SharedDeliveries>>,
 }
 
 /// A subscription as the session keeps it. The filter's text is shared with the node's index.
@@ -110,6 +116,8 @@ pub(crate) struct Queued {
     pub(crate) publish: EncodedPublish,
     /// Unix milliseconds.
     pub(crate) expires_at_ms: Option<u64>,
+    /// As another member of the shared subscription would get it.
+    pub(crate) shared: Option<Arc<Message>>,
 }
 
 /// The connection of a session.
@@ -149,6 +157,7 @@ impl Session {
             queue: VecDeque::new(),
             queue_bytes: 0,
             last_packet_id: 0,
+            shared: None,
         };
         Self {
             client,
@@ -185,7 +194,11 @@ impl State {
     pub(crate) fn detach(&mut self) -> Option<Link> {
         self.inbox = InboxCursor::START;
         self.in_flight = Vec::new();
-        self.queue = VecDeque::new();
+        let queue = std::mem::take(&mut self.queue);
+        if self.shared.is_some() || queue.iter().any(|held| held.shared.is_some()) {
+            let shared = self.shared.get_or_insert_default();
+            shared.orphan(queue.into_iter());
+        }
         self.queue_bytes = 0;
         self.disconnected_at_ms = unix_ms();
         self.link.take()

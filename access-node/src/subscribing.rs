@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use moorline_mqtt::{
     Packet, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, SubscriptionOptions, TopicFilter,
-    Unsubscribe, Version,
+    Unsubscribe,
 };
 use moorline_router::{Append, Appended, Message, Origin};
 
@@ -41,7 +41,8 @@ impl Connection {
                         RetainHandling::SendIfNew => is_new,
                         RetainHandling::DoNotSend => false,
                     };
-                    if wanted {
+                    // A shared subscription gets none (section 4.8.2).
+                    if wanted && filter.share().is_none() {
                         let messages = self.node.retained.matching(filter);
                         retained.push((options.qos, id, messages));
                     }
@@ -119,14 +120,8 @@ impl Connection {
         subscription_id: u32,
     ) -> Result<bool, ReasonCode> {
         let limits = &self.node.config;
-        if filter.share().is_some() {
-            // CONNACK says so.
-            return Err(match self.version {
-                Version::V5 => ReasonCode::SharedSubscriptionsNotSupported,
-                Version::V3_1_1 => ReasonCode::UnspecifiedError,
-            });
-        }
-        if filter.as_str().split('/').count() > limits.topic_levels_max {
+        let plain = filter.share().map_or(filter.as_str(), |(_, filter)| filter);
+        if plain.split('/').count() > limits.topic_levels_max {
             return Err(ReasonCode::TopicFilterInvalid);
         }
         let mut state = self.session.lock();
@@ -166,7 +161,12 @@ impl Connection {
             options,
             subscription_id,
         };
-        Ok(self.node.subscriptions.add(&key, filter, subscriber))
+        let is_new = self.node.subscribe(&key, filter, subscriber);
+        if self.session.lock().ended {
+            // Ended meanwhile by a newer connection, which did not find this subscription yet.
+            self.node.unsubscribe(&key, &self.session);
+        }
+        Ok(is_new)
     }
 
     fn remove_subscription(&self, filter: &TopicFilter) -> bool {
@@ -177,10 +177,7 @@ impl Connection {
             .retain(|held| &*held.filter != filter.as_str());
         let removed = state.subscriptions.len() < before;
         drop(state);
-        self.node
-            .subscriptions
-            .remove(filter.as_str(), &self.session)
-            && removed
+        self.node.unsubscribe(filter.as_str(), &self.session) && removed
     }
 
     fn send_retained(

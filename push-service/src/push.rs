@@ -413,6 +413,7 @@ fn message(push: Push, id: MessageId, traceparent: Option<ByteString>) -> Messag
         accepted_at_ms,
         expires_at_ms,
         collapse_key: None,
+        share: None,
     }
 }
 

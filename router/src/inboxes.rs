@@ -100,6 +100,18 @@ pub struct End {
     pub reason: EndReason,
 }
 
+/// What became of an entry that was to be handed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HandedOver {
+    /// It has gone to the other inbox; or has stayed where it was, if that one answered [`Appended::Full`] or
+    /// [`Appended::Dropped`].
+    Moved(Appended),
+    /// It has left the inbox and is the caller's to deliver.
+    Taken,
+    /// There is nothing to hand over: it had ended, or was QoS 2 and may have been sent, and has ended with its session.
+    Gone,
+}
+
 /// How full an inbox is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct InboxStatus {
@@ -215,9 +227,21 @@ pub trait Inboxes: Send + Sync {
     /// with the same message id.
     fn end(&self, ends: Vec<End>);
 
-    /// Ends every `Session` entry of `client` (clean start, session expiry) and forgets which pushes the
-    /// session had received; stands behind every note made before. Durable on return.
-    async fn end_session(&self, client: &ClientId) -> Result<(), StoreError>;
+    /// Moves an entry of a shared subscription, whose session has ended, to the inbox that `to` names: both happen or
+    /// neither. Without `to` it is taken out. Of several that try the same entry, one succeeds. A QoS 2 entry that
+    /// may have been sent already is never another client's [MQTT-4.8.2-5]. Durable once resolved.
+    fn hand_over(
+        &self,
+        client: &ClientId,
+        position: Position,
+        to: Option<Append>,
+    ) -> BoxFuture<'static, Result<HandedOver, StoreError>>;
+
+    /// Ends every `Session` entry of `client` (clean start, session expiry) but those of shared subscriptions, which
+    /// are handed over first and may still come for a moment; and forgets which pushes the
+    /// session had received; stands behind every note made before. Durable on return. Answers how many shared entries there
+    /// are.
+    async fn end_session(&self, client: &ClientId) -> Result<u64, StoreError>;
 
     /// Ends one push that has not been delivered; says with which receipt it ended, `None` where no
     /// such message is known. A message that had ended already keeps its state.

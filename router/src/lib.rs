@@ -36,10 +36,10 @@ pub use bans::{Ban, BanTarget, Bans, InvalidBan};
 pub use fence::Fence;
 pub use ids::{ClientId, Epoch, InvalidId, MessageId, NodeId, Position, unix_ms};
 pub use inboxes::{
-    Append, Appended, End, EndReason, InboxEntry, InboxPage, InboxStatus, Inboxes, Receipt,
-    ReceiptState, ReceiptStep, Recipient,
+    Append, Appended, End, EndReason, HandedOver, InboxEntry, InboxPage, InboxStatus, Inboxes,
+    Receipt, ReceiptState, ReceiptStep, Recipient,
 };
-pub use message::{Message, Origin};
+pub use message::{Message, Origin, Share};
 pub use nodes::{BanView, Delivery, DeliveryOutcome, Nodes, Published, SessionView};
 pub use routes::{Claim, NodeRecord, NodeState, Route, Routes};
 pub use sessions::{

@@ -40,4 +40,18 @@ pub struct Message {
     /// A newer message with the same key replaces this one. Kept in the format from the start;
     /// nothing sets it yet.
     pub collapse_key: Option<Box<str>>,
+    /// `Some` where a shared subscription chose this client among its members.
+    pub share: Option<Box<Share>>,
+}
+
+/// What is needed to choose another member of a shared subscription when the session of the first
+/// ends (MQTT 5.0 section 4.8.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// `$share/{group}/{filter}`.
+    pub filter: Box<str>,
+    /// As published: the next member may have been granted more than the first.
+    pub qos: QoS,
+    /// As published.
+    pub retain: bool,
 }

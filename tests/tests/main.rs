@@ -14,6 +14,8 @@ mod operations;
 mod pubsub;
 mod push;
 mod sessions;
+mod shared;
+mod shared_faults;
 mod slow_reader;
 mod startup;
 mod support;

@@ -114,6 +114,7 @@ pub fn push(payload: &str) -> Message {
         accepted_at_ms: unix_ms(),
         expires_at_ms: None,
         collapse_key: None,
+        share: None,
     }
 }
 

@@ -11,11 +11,16 @@ use super::record::{RecordReader, RecordWriter};
 use crate::{
     Ban, BanTarget, ClientId, DeadLetter, Epoch, Message, MessageId, NodeId, Origin, Position,
     QueueName, Receipt, ReceiptState, ReceiptStep, ReceivedPublish, Recipient, SessionRecord,
-    StoreError, StoredSubscription, StoredWill, UpstreamMessage,
+    Share, StoreError, StoredSubscription, StoredWill, UpstreamMessage,
 };
 
-/// Every layout is still the first.
+/// Every layout is still the first, but for messages of shared subscriptions.
 const V1: u8 = 1;
+/// A message with the share it belongs to behind its other fields. Only those have it, so that a
+/// store without shared subscriptions can still be read by what came before them.
+const V2: u8 = 2;
+/// Stands for [`Origin::Session`] where a share follows.
+const SHARED_ORIGIN: u8 = 2;
 
 fn read_topic(reader: &mut RecordReader<'_>) -> Result<TopicName, StoreError> {
     let text = ByteString::from(reader.text()?);
@@ -108,18 +113,23 @@ pub(super) fn message_bytes(message: &Message) -> u64 {
             .map_or(0, |t| t.as_str().len());
         user.sum::<usize>() + correlation + content_type + response
     });
-    (message.topic.as_str().len() + message.payload.len() + properties) as u64
+    let share = message.share.as_ref().map_or(0, |share| share.filter.len());
+    (message.topic.as_str().len() + message.payload.len() + properties + share) as u64
 }
 
 pub(super) fn message(key: &[u8], message: &Message) -> Vec<u8> {
-    let mut writer = RecordWriter::new(V1, message.payload.len() + 192);
+    let (version, origin) = match (&message.share, message.origin) {
+        (Some(_), Origin::Session) => (V2, SHARED_ORIGIN),
+        (_, origin) => (V1, origin as u8),
+    };
+    let mut writer = RecordWriter::new(version, message.payload.len() + 192);
     writer
         .u64(message_bytes(message))
         .u64(message.accepted_at_ms)
         .option(message.expires_at_ms, |w, at| {
             w.u64(at);
         })
-        .u8(message.origin as u8)
+        .u8(origin)
         .u8(message.qos as u8)
         .u8(u8::from(message.retain))
         .text(message.id.as_str())
@@ -129,6 +139,12 @@ pub(super) fn message(key: &[u8], message: &Message) -> Vec<u8> {
         w.text(key);
     });
     writer.bytes(&message.payload);
+    if let (V2, Some(share)) = (version, &message.share) {
+        writer
+            .text(&share.filter)
+            .u8(share.qos as u8)
+            .u8(u8::from(share.retain));
+    }
     writer.seal(key)
 }
 
@@ -138,35 +154,49 @@ pub(super) struct MessageHead {
     pub(super) accepted_at_ms: u64,
     pub(super) expires_at_ms: Option<u64>,
     pub(super) origin: Origin,
+    pub(super) shared: bool,
 }
 
 fn read_head(reader: &mut RecordReader<'_>) -> Result<MessageHead, StoreError> {
+    let (bytes, accepted_at_ms) = (reader.u64()?, reader.u64()?);
+    let expires_at_ms = reader.option(RecordReader::u64)?;
+    let (origin, shared) = match reader.u8()? {
+        0 => (Origin::Push, false),
+        1 => (Origin::Session, false),
+        SHARED_ORIGIN => (Origin::Session, true),
+        _ => return Err(reader.damaged("an impossible origin")),
+    };
     Ok(MessageHead {
-        bytes: reader.u64()?,
-        accepted_at_ms: reader.u64()?,
-        expires_at_ms: reader.option(RecordReader::u64)?,
-        origin: match reader.u8()? {
-            0 => Origin::Push,
-            1 => Origin::Session,
-            _ => return Err(reader.damaged("an impossible origin")),
-        },
+        bytes,
+        accepted_at_ms,
+        expires_at_ms,
+        origin,
+        shared,
+    })
+}
+
+fn read_share(reader: &mut RecordReader<'_>) -> Result<Share, StoreError> {
+    Ok(Share {
+        filter: reader.text()?.into(),
+        qos: read_qos(reader)?,
+        retain: reader.u8()? != 0,
     })
 }
 
 pub(super) fn parse_message_head(key: &[u8], value: &[u8]) -> Result<MessageHead, StoreError> {
-    read_head(&mut RecordReader::open(key, value, V1)?)
+    read_head(&mut RecordReader::open(key, value, V2)?)
 }
 
 /// Id and time of acceptance of a stored message.
 pub(super) fn parse_message_id(key: &[u8], value: &[u8]) -> Result<(MessageId, u64), StoreError> {
-    let mut reader = RecordReader::open(key, value, V1)?;
+    let mut reader = RecordReader::open(key, value, V2)?;
     let head = read_head(&mut reader)?;
     let (_qos, _retain) = (reader.u8()?, reader.u8()?);
     Ok((read_message_id(&mut reader)?, head.accepted_at_ms))
 }
 
 pub(super) fn parse_message(key: &[u8], value: &[u8]) -> Result<Message, StoreError> {
-    let mut reader = RecordReader::open(key, value, V1)?;
+    let mut reader = RecordReader::open(key, value, V2)?;
     let head = read_head(&mut reader)?;
     let qos = read_qos(&mut reader)?;
     let retain = reader.u8()? != 0;
@@ -181,6 +211,10 @@ pub(super) fn parse_message(key: &[u8], value: &[u8]) -> Result<Message, StoreEr
         payload: Bytes::copy_from_slice(reader.bytes()?),
         accepted_at_ms: head.accepted_at_ms,
         expires_at_ms: head.expires_at_ms,
+        share: match head.shared {
+            true => Some(Box::new(read_share(&mut reader)?)),
+            false => None,
+        },
     })
 }
 

@@ -23,6 +23,8 @@ pub(super) struct EntryMeta {
     pub(super) expires_at_ms: Option<u64>,
     pub(super) bytes: u32,
     pub(super) origin: Origin,
+    /// Of a shared subscription: it may still go to another member.
+    pub(super) shared: bool,
     pub(super) received: bool,
 }
 
@@ -212,6 +214,7 @@ mod tests {
                 expires_at_ms: None,
                 bytes: 10,
                 origin: Origin::Push,
+                shared: false,
                 received: false,
             });
             state.bytes += 10;

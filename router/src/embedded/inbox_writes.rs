@@ -2,6 +2,8 @@
 
 use std::ops::Bound;
 
+use moorline_mqtt::QoS;
+
 use super::config::OverflowPolicy;
 use super::engine::Lookup;
 use super::format::{self, MessageRecord, SentNote, Stage};
@@ -10,8 +12,8 @@ use super::keys;
 use super::receipts::{self, final_state};
 use super::transaction::Transaction;
 use crate::{
-    Append, Appended, ClientId, EndReason, Message, MessageId, Origin, Position, Receipt,
-    ReceiptState, ReceiptStep, Recipient, StoreError, unix_ms,
+    Append, Appended, ClientId, EndReason, HandedOver, Message, MessageId, Origin, Position,
+    Receipt, ReceiptState, ReceiptStep, Recipient, StoreError, unix_ms,
 };
 
 /// At most this many entries are ended by one pass of the sweep.
@@ -41,6 +43,7 @@ impl Transaction {
                 expires_at_ms: head.expires_at_ms,
                 bytes: u32::try_from(head.bytes).unwrap_or(u32::MAX),
                 origin: head.origin,
+                shared: head.shared,
                 received: false,
             });
             state.tail = position;
@@ -125,6 +128,7 @@ impl Transaction {
             expires_at_ms: message.expires_at_ms,
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             origin: message.origin,
+            shared: message.share.is_some() && message.origin == Origin::Session,
             received: false,
         };
         if let Some(state) = self.shared.inboxes.shard(&client).get_mut(&client) {
@@ -343,10 +347,46 @@ impl Transaction {
         Ok(())
     }
 
-    /// Ends every session entry.
-    pub(super) fn end_session(&mut self, client: &ClientId) -> Result<(), StoreError> {
+    /// Moves an entry of a shared subscription; see [`crate::Inboxes::hand_over`].
+    pub(super) fn hand_over(
+        &mut self,
+        client: &ClientId,
+        position: Position,
+        to: Option<Append>,
+    ) -> Result<HandedOver, StoreError> {
+        let found = self.on_inbox(client, |state| {
+            let entry = state.entries[state.find(position)?];
+            let sent = entry.received || position <= state.sent_through;
+            entry.shared.then_some(sent)
+        })?;
+        let Some(sent) = found.flatten() else {
+            return Ok(HandedOver::Gone);
+        };
+        let key = keys::entry(keys::ENTRY, client, position);
+        let qos = match self.get(&key)? {
+            Some(value) => format::parse_message(&key, &value)?.qos,
+            None => return Ok(HandedOver::Gone),
+        };
+        if sent && qos == QoS::ExactlyOnce {
+            // [MQTT-4.8.2-5]: its delivery to this client had begun, so it is nobody else's.
+            self.end(client, position, EndReason::SessionEnded)?;
+            return Ok(HandedOver::Gone);
+        }
+        let appended = match to {
+            None => None,
+            Some(append) => Some(self.append(append)?),
+        };
+        if !matches!(appended, Some(Appended::Full | Appended::Dropped)) {
+            self.end(client, position, EndReason::SessionEnded)?;
+        }
+        Ok(appended.map_or(HandedOver::Taken, HandedOver::Moved))
+    }
+
+    /// Ends every session entry but those of shared subscriptions, which other members may still get; says how
+    /// many of those there are.
+    pub(super) fn end_session(&mut self, client: &ClientId) -> Result<u64, StoreError> {
         let positions = self.on_inbox(client, |state| {
-            let of_session = |entry: &&EntryMeta| entry.origin == Origin::Session;
+            let of_session = |entry: &&EntryMeta| entry.origin == Origin::Session && !entry.shared;
             state
                 .entries
                 .iter()
@@ -359,7 +399,10 @@ impl Transaction {
         }
         // A push stays, but the PUBREC that the session's device sent for it means nothing any more.
         let received = self.on_inbox(client, |state| {
-            let of_push = state.entries.iter_mut().filter(|entry| entry.received);
+            let of_push = state
+                .entries
+                .iter_mut()
+                .filter(|entry| entry.received && !entry.shared);
             of_push
                 .map(|entry| {
                     entry.received = false;
@@ -371,7 +414,10 @@ impl Transaction {
             self.staged
                 .delete(keys::entry(keys::RECEIVED_ENTRY, client, position));
         }
-        Ok(())
+        let left = self.on_inbox(client, |state| {
+            state.entries.iter().filter(|entry| entry.shared).count() as u64
+        })?;
+        Ok(left.unwrap_or_default())
     }
 
     /// Ends one push by its id; answers with the receipt it ends with.

@@ -11,8 +11,8 @@ use super::format::{self, SentNote, Stage};
 use super::queue::Kind;
 use super::{EmbeddedStore, keys, receipts};
 use crate::{
-    Append, Appended, ClientId, End, Epoch, Fence, InboxEntry, InboxPage, InboxStatus, Inboxes,
-    MessageId, NodeId, Position, Receipt, StoreError, unix_ms,
+    Append, Appended, ClientId, End, Epoch, Fence, HandedOver, InboxEntry, InboxPage, InboxStatus,
+    Inboxes, MessageId, NodeId, Position, Receipt, StoreError, unix_ms,
 };
 
 /// Where a read of an inbox stands in relation to what is written meanwhile.
@@ -228,7 +228,31 @@ impl Inboxes for EmbeddedStore {
         });
     }
 
-    async fn end_session(&self, client: &ClientId) -> Result<(), StoreError> {
+    fn hand_over(
+        &self,
+        client: &ClientId,
+        position: Position,
+        to: Option<Append>,
+    ) -> BoxFuture<'static, Result<HandedOver, StoreError>> {
+        let (client, shared) = (client.clone(), self.shared.clone());
+        let target = to.as_ref().map(|append| append.client.clone());
+        let cost = to.as_ref().map_or(64, append_cost);
+        let moved = self.submit(Kind::Change, cost, move |tx| {
+            tx.hand_over(&client, position, to)
+        });
+        async move {
+            let mut answer = moved.await?;
+            if let (HandedOver::Moved(Appended::Stored { route, .. }), Some(target)) =
+                (&mut answer, &target)
+            {
+                *route = shared.routes.look_up(target);
+            }
+            Ok(answer)
+        }
+        .boxed()
+    }
+
+    async fn end_session(&self, client: &ClientId) -> Result<u64, StoreError> {
         let client = client.clone();
         self.submit(Kind::Change, 64, move |tx| tx.end_session(&client))
             .await
