@@ -29,7 +29,11 @@ where
     let (read, write) = tokio::io::split(stream);
     let (from_test, to_test) = tokio::io::split(far);
     tokio::spawn(wrap(from_test, write));
-    tokio::spawn(unwrap(read, to_test));
+    tokio::spawn(async move {
+        let mut to_test = to_test;
+        unwrap(read, &mut to_test).await;
+        _ = to_test.shutdown().await;
+    });
     near
 }
 

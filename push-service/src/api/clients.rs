@@ -75,7 +75,7 @@ pub(super) struct Details {
     address: String,
     /// MQTT version: `3.1.1` or `5.0`.
     protocol: &'static str,
-    /// `tcp` or `ws`.
+    /// `tcp`, `tls`, `ws` or `wss`.
     transport: &'static str,
     /// Seconds; 0 is off.
     keep_alive: u16,
