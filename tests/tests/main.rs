@@ -9,6 +9,7 @@ mod conformance;
 mod disk_full;
 mod interop;
 mod killed;
+mod limits;
 mod malformed;
 mod operations;
 mod proxy;
