@@ -102,6 +102,33 @@ impl CloseReason {
         }
     }
 
+    /// What a 5.0 device is told in the DISCONNECT, for whoever reads its log.
+    pub(crate) fn explanation(self) -> &'static str {
+        match self {
+            Self::ClientLeft | Self::ClientLeftWithWill | Self::ConnectionLost => "",
+            Self::KeepAliveTimeout => "nothing came for one and a half times the keep alive",
+            Self::AckTimeout => "a message was not acknowledged in time",
+            Self::TakenOver => "a newer connection has this client identifier",
+            Self::Kicked => "disconnected by an operator",
+            Self::Banned => "banned",
+            Self::ServerShuttingDown => "the server stops; connect again",
+            Self::Malformed(ReasonCode::PacketTooLarge) => {
+                "larger than the Maximum Packet Size of the CONNACK"
+            }
+            Self::Malformed(_) => "a packet that is not as the specification says",
+            Self::ProtocolError(ReasonCode::TopicAliasInvalid) => {
+                "above the Topic Alias Maximum of the CONNACK"
+            }
+            Self::ProtocolError(_) => "a packet that is not allowed at this point",
+            Self::LimitExceeded(ReasonCode::ReceiveMaximumExceeded) => {
+                "more unacknowledged PUBLISH than the Receive Maximum of the CONNACK"
+            }
+            Self::LimitExceeded(_) => "a limit of the server was exceeded",
+            Self::RateExceeded => "more packets or bytes per second than the server takes",
+            Self::StoreUnavailable => "what was sent cannot be kept now; connect again later",
+        }
+    }
+
     /// The value of the metric label `reason`.
     pub(crate) fn label(self) -> &'static str {
         match self {

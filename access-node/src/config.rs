@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::retained::RetainedLimits;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -27,11 +28,13 @@ pub struct Config {
     pub receive_maximum: u16,
     /// QoS 1 and 2 messages in flight to one device, whatever larger Receive Maximum it asks for.
     pub in_flight_max: u16,
-    /// Messages that wait for a slow device that has no persistent session; the newest are dropped
-    /// beyond it. (Persistent sessions and pushes wait in the inbox instead.)
+    /// Messages that wait for a slow device that has no persistent session. (Persistent sessions and
+    /// pushes wait in the inbox instead.)
     pub queued_messages_max: usize,
     /// Bytes of the same.
     pub queued_bytes_max: usize,
+    /// Which message is dropped where that is not enough.
+    pub queued_overflow: QueueOverflow,
     /// Bytes that the socket of a slow device did not take yet; QoS 0 is dropped beyond it, the
     /// rest waits.
     pub unsent_bytes_max: usize,
@@ -44,13 +47,18 @@ pub struct Config {
     /// Longest session expiry interval granted; MQTT 3.1.1 sessions get this one.
     #[serde(with = "moorline_router::duration")]
     pub session_expiry_max: Duration,
+    /// Topic aliases that a device may use, and that it is sent if it takes them; 0 is none.
+    pub topic_alias_max: u16,
+    /// Longest keep alive of a device, in seconds; 5.0 devices that ask for more, or for none, are told to
+    /// use this one. 0 leaves it to the device.
+    pub keep_alive_max_s: u16,
     /// Subscriptions of one device.
     pub subscriptions_max: usize,
     /// Levels of a topic name or filter.
     pub topic_levels_max: usize,
     /// Retained messages of the node.
     pub retained_messages_max: usize,
-    /// Payload bytes of the same.
+    /// Bytes of their topics, payloads and properties.
     pub retained_bytes_max: usize,
     /// What devices publish below it is a push to the device that the next level names.
     pub device_topics: String,
@@ -160,6 +168,16 @@ impl Default for PerDevice {
     }
 }
 
+/// Which message goes when a queue in memory is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueueOverflow {
+    /// The one that waits longest.
+    DropOldest,
+    /// The one that came last.
+    DropNew,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -171,10 +189,13 @@ impl Default for Config {
             in_flight_max: 128,
             queued_messages_max: 1_000,
             queued_bytes_max: 1024 * 1024,
+            queued_overflow: QueueOverflow::DropOldest,
             unsent_bytes_max: 128 * 1024,
             ack_timeout: Duration::from_secs(30),
             slow_ack_timeout: Duration::from_secs(300),
             session_expiry_max: Duration::from_secs(30 * 24 * 3600),
+            topic_alias_max: 16,
+            keep_alive_max_s: 0,
             subscriptions_max: 1_000,
             topic_levels_max: 32,
             retained_messages_max: 100_000,
@@ -219,6 +240,10 @@ impl Config {
                 "mqtt.packet_bytes_max must be at most {PACKET_BYTES_MAX}, the protocol's limit"
             ));
         }
+        if self.topic_alias_max > 256 {
+            // Each may hold a topic of 64 KB, and they are looked through.
+            return Err("mqtt.topic_alias_max must be at most 256".into());
+        }
         let prefix = &self.device_topics;
         if prefix.is_empty() || prefix.contains(['/', '+', '#', '\0']) || prefix.starts_with('$') {
             return Err(format!(
@@ -226,6 +251,13 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    pub(crate) fn retained_limits(&self) -> RetainedLimits {
+        RetainedLimits {
+            messages_max: self.retained_messages_max,
+            bytes_max: self.retained_bytes_max,
+        }
     }
 
     /// The longest session expiry in the protocol's unit; 0xFFFFFFFF would be "never".

@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use moorline_mqtt::{PacketId, ReasonCode, Version};
 use moorline_router::{Epoch, Fence, InboxPage, MessageId, Position, StoreError};
 
+use crate::aliases::ReceivedAliases;
 use crate::close_reason::CloseReason;
 use crate::inbound::Turn;
 use crate::node::Node;
@@ -52,6 +53,8 @@ pub(crate) struct ReceivedId {
     pub(crate) message_id: Option<MessageId>,
     /// The message went on durably.
     pub(crate) done: bool,
+    /// It came on this connection: the device counts it against the Receive Maximum.
+    pub(crate) here: bool,
 }
 
 /// A page of the inbox that is being read.
@@ -68,10 +71,16 @@ pub(crate) struct Connection {
     pub(crate) wire: Arc<Wire>,
     pub(crate) epoch: Epoch,
     pub(crate) version: Version,
+    /// Subscriptions may still have retained messages to get.
+    pub(crate) feeding: bool,
+    /// Reason Strings may come in acknowledgements.
+    pub(crate) explains: bool,
     pub(crate) reader: Reader,
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) received: BTreeMap<PacketId, ReceivedId>,
     pub(crate) page: Option<Box<ReadingPage>>,
+    /// What the device's topic aliases stand for; made with the first.
+    pub(crate) aliases: Option<Box<ReceivedAliases>>,
     /// Behind which everything durable of this connection stands; made with the first.
     pub(crate) fence: Option<Fence>,
     /// Present where the rates of a device are limited.
@@ -221,6 +230,8 @@ impl Connection {
             state.call_for_page();
         }
         corked.add(&self.session, &mut state);
+        drop(state);
+        self.feed_when_there_is_room();
         Ok(())
     }
 
@@ -236,8 +247,16 @@ impl Connection {
             if let Some(link) = &mut state.link {
                 link.flush();
             }
+            drop(state);
+            self.feed_when_there_is_room();
         }
         Ok(())
+    }
+
+    fn feed_when_there_is_room(&mut self) {
+        if self.feeding {
+            self.finish_turn(Turn::new());
+        }
     }
 
     fn on_received(&mut self, received: Received) -> Result<(), CloseReason> {

@@ -16,6 +16,8 @@ use crate::session::{Session, State};
 
 /// Seconds after which every connection is looked at, whatever its deadlines.
 const LOOK_EVERY_S: u32 = 30;
+/// Seconds between two looks for retained messages that expired.
+const RETAINED_SWEEP_S: u32 = 60;
 const SLOTS: u32 = LOOK_EVERY_S + 2;
 
 /// Seconds since the node started.
@@ -152,10 +154,22 @@ pub(crate) async fn run(node: Arc<Node>) {
         // A stalled process must not skip slots.
         while turned_s < now_s {
             turned_s += 1;
+            if turned_s.is_multiple_of(RETAINED_SWEEP_S) {
+                sweep_retained(&node);
+            }
             let idle = node.wheel.turn(turned_s, &node);
             reconcile(&node, &idle).await;
         }
     }
+}
+
+/// Gives back the room of retained messages that expired; nobody is handed one meanwhile.
+fn sweep_retained(node: &Node) {
+    let store = &node.stores.retained;
+    node.retained.remove_expired(|topic| {
+        // A lost removal is made up for by the next start, which finds it expired again.
+        drop(store.set(topic, None));
+    });
 }
 
 /// Finds entries whose hint was lost, with its sender or on its way.

@@ -20,6 +20,8 @@ use crate::timers::Timer;
 
 /// How long the end of a connection waits for what was sent before it.
 const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until a will is published again that the stores did not take.
+const WILL_RETRY_MS: u64 = 10_000;
 /// How long a peer has to take a goodbye before its socket is dropped.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -214,8 +216,13 @@ pub(crate) async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epo
     if let Some(durable) = routed.durable
         && let Err(error) = durable.await
     {
-        // It stays stored, and goes out when the node starts again.
-        tracing::warn!(%client, %error, "will not published");
+        tracing::warn!(%client, %error, "will not published, trying again");
+        let again = Timer::Will {
+            client: client.clone(),
+            epoch,
+            will: Box::new(will.clone()),
+        };
+        node.timers.set(unix_ms() + WILL_RETRY_MS, again);
         return;
     }
     node.metrics.wills_published.increment(1);

@@ -18,16 +18,20 @@ use moorline_router::{ClientId, Epoch, StoreError, StoredWill};
 use tokio::net::TcpStream;
 
 use crate::admission::HalfOpen;
+use crate::aliases::SentAliases;
 use crate::certificates::client_certificate;
 use crate::close_reason::{CloseReason, Refusal};
+use crate::connack::{self, Granted};
 use crate::connection::{Connection, ReceivedId};
 use crate::ending;
 use crate::listener_config::CertificateIdentity;
 use crate::node::Node;
 use crate::peer::Peer;
 use crate::proxy::{self, ProxyError};
+use crate::publish;
 use crate::reader::{ReadError, Reader};
 use crate::redispatch;
+use crate::refusal::Telling;
 use crate::session::{InboxCursor, Link, Session, Transport};
 use crate::tls::{self, TlsError};
 use crate::wire::Wire;
@@ -48,6 +52,8 @@ pub(crate) enum HandshakeError {
     NotConnect,
     #[error("no CONNECT within {0:?}")]
     TimedOut(std::time::Duration),
+    #[error("the device takes no packet as large as the CONNACK")]
+    AnswerTooLarge,
     #[error("refused: {0:?}")]
     Refused(ReasonCode),
     #[error("refused: {}", .0.label())]
@@ -76,6 +82,7 @@ impl HandshakeError {
             }
             Self::Refused(ReasonCode::ServerUnavailable) => "server_shutting_down",
             Self::Refused(_) => "refused",
+            Self::AnswerTooLarge => "answer_too_large",
             Self::NotAdmitted(refusal) => refusal.label(),
             Self::Store(_) => "store_unavailable",
         }
@@ -101,6 +108,7 @@ pub(crate) async fn accept(
     .await;
     let (asked, rest) = opening.map_err(|_| HandshakeError::TimedOut(limit))??;
     let version = asked.connect.version;
+    let answer_bytes_max = connack::device_packet_bytes_max(&asked.connect);
     let wire = Arc::clone(&asked.wire);
     match begin(node, asked).await {
         Ok(connection) => Ok((connection, rest)),
@@ -108,9 +116,16 @@ pub(crate) async fn accept(
             let reason = match &error {
                 HandshakeError::Refused(reason) => *reason,
                 HandshakeError::NotAdmitted(refusal) => refusal.reason_code(),
+                HandshakeError::AnswerTooLarge => ReasonCode::PacketTooLarge,
                 _ => ReasonCode::ServerUnavailable,
             };
-            refuse(&wire, peer.listener.transport, version, reason);
+            refuse(
+                &wire,
+                peer.listener.transport,
+                version,
+                reason,
+                answer_bytes_max,
+            );
             Err(error)
         }
     }
@@ -240,17 +255,28 @@ fn send_all(wire: &Wire, bytes: &[u8]) {
     let _ = wire.write(&mut unsent);
 }
 
-fn refuse(wire: &Wire, transport: Transport, version: Version, reason: ReasonCode) {
-    let properties = ConnAckProperties::default();
-    let packet = Packet::ConnAck(Box::new(ConnAck {
-        session_present: false,
-        reason,
-        properties,
-    }));
-    let mut encoded = BytesMut::new();
-    if packet.encode(version, &mut encoded).is_err() {
-        return;
-    }
+fn refuse(
+    wire: &Wire,
+    transport: Transport,
+    version: Version,
+    reason: ReasonCode,
+    packet_bytes_max: usize,
+) {
+    let telling = Telling {
+        version,
+        packet_bytes_max,
+        explains: true,
+    };
+    let encoded = telling.explained(why_refused(reason), |reason_string| {
+        Packet::ConnAck(Box::new(ConnAck {
+            session_present: false,
+            reason,
+            properties: ConnAckProperties {
+                reason_string,
+                ..ConnAckProperties::default()
+            },
+        }))
+    });
     let mut out = BytesMut::new();
     if transport == Transport::WebSocket {
         ws::begin_frame(encoded.len(), &mut out);
@@ -263,6 +289,18 @@ fn refuse(wire: &Wire, transport: Transport, version: Version, reason: ReasonCod
     wire.finish_sending();
 }
 
+/// For the Reason String; silent about what may help to guess credentials.
+fn why_refused(reason: ReasonCode) -> &'static str {
+    match reason {
+        ReasonCode::ClientIdentifierNotValid => "the client identifier cannot be used",
+        ReasonCode::BadAuthenticationMethod => "enhanced authentication is not offered",
+        ReasonCode::TopicNameInvalid => "the will's topic begins with $ or has too many levels",
+        ReasonCode::ServerUnavailable => "not ready to take devices; connect again later",
+        ReasonCode::PacketTooLarge => "the Maximum Packet Size leaves no room for a CONNACK",
+        _ => "",
+    }
+}
+
 /// A CONNECT of another version is told so ([MQTT-3.1.2-2]); other bytes get no answer, because
 /// what sent them may not be a client of MQTT at all.
 fn refuse_undecodable(wire: &Wire, transport: Transport, error: &DecodeError) {
@@ -272,6 +310,7 @@ fn refuse_undecodable(wire: &Wire, transport: Transport, error: &DecodeError) {
             transport,
             Version::V3_1_1,
             ReasonCode::UnsupportedProtocolVersion,
+            usize::MAX,
         );
     }
 }
@@ -281,14 +320,34 @@ async fn begin(node: &Arc<Node>, asked: Asked) -> Result<Connection, HandshakeEr
     if node.is_draining() {
         return Err(HandshakeError::Refused(ReasonCode::ServerUnavailable));
     }
-    let (client, assigned) = client_id(&asked.connect, &asked.peer)?;
+    let connect = &asked.connect;
+    if connect.properties.authentication_method.is_some() {
+        // Enhanced authentication is not offered ([MQTT-4.12.0-1]).
+        return Err(HandshakeError::Refused(ReasonCode::BadAuthenticationMethod));
+    }
+    if let Some(will) = connect.will.as_deref()
+        && let Some(refusal) = publish::refuse_topic(&will.topic, &node.config)
+    {
+        return Err(HandshakeError::Refused(refusal.reason));
+    }
+    let (client, assigned) = client_id(connect, &asked.peer)?;
     let named = Named::of(&client, &asked);
     if named.is_banned(node) {
         return Err(HandshakeError::NotAdmitted(Refusal::Banned));
     }
+    let granted = Granted::new(
+        connect,
+        &client,
+        assigned,
+        &node.config,
+        asked.peer.listener.packet_bytes_max,
+    );
+    if !granted.fits(connect, &node.config) {
+        return Err(HandshakeError::AnswerTooLarge);
+    }
     let owning = node.owning(&client).await;
     let claim = node.stores.routes.claim(&client, &node.id).await?;
-    let result = begin_owned(node, asked, &client, assigned, claim.epoch).await;
+    let result = begin_owned(node, asked, &client, &granted, claim.epoch).await;
     if result.is_err() {
         ending::abandon(node, &client).await;
         // Best effort: a route without a connection answers "not here", nothing worse.
@@ -367,32 +426,21 @@ async fn begin_owned(
     node: &Arc<Node>,
     asked: Asked,
     client: &ClientId,
-    assigned: bool,
+    granted: &Granted,
     epoch: Epoch,
 ) -> Result<Connection, HandshakeError> {
     let connect = &asked.connect;
-    let expiry_interval_s = granted_expiry_s(connect, node.config.session_expiry_max_s());
-    let (session, session_present) = take_session(node, client, connect, expiry_interval_s).await?;
+    let (session, session_present) =
+        take_session(node, client, connect, granted.expiry_interval_s).await?;
     if !session_present {
         forget_deliveries(node, client).await?;
     }
     let received = load_received(node, &session, session_present).await?;
     save(node, &session, connect, epoch).await?;
-    attach(
-        node,
-        &session,
-        &asked,
-        Connack {
-            epoch,
-            session_present,
-            assigned,
-            expiry_interval_s,
-        },
-    );
+    attach(node, &session, &asked, granted, epoch, session_present);
     node.metrics.connections.increment(1.0);
     node.metrics.connects_accepted.increment(1);
     tracing::debug!(%client, %epoch, transport = asked.peer.listener.transport.label(asked.wire.is_encrypted()), session_present, "connected");
-    let version = connect.version;
     let address = asked.peer.address;
     let exempt = address.is_none_or(|address| node.admission.is_exempt(address.ip()));
     Ok(Connection {
@@ -400,28 +448,18 @@ async fn begin_owned(
         session,
         wire: asked.wire,
         epoch,
-        version,
+        version: connect.version,
+        explains: connect.properties.request_problem_information != Some(false),
         reader: asked.reader,
         pending: VecDeque::new(),
         received,
         page: None,
+        aliases: None,
+        feeding: true,
         fence: None,
         meter: node.device_rates.meter(),
         may_flap: !exempt,
     })
-}
-
-/// Seconds that the session may outlive the connection.
-fn granted_expiry_s(connect: &Connect, max_s: u32) -> u32 {
-    match connect.version {
-        Version::V5 => connect
-            .properties
-            .session_expiry_interval_s
-            .unwrap_or(0)
-            .min(max_s),
-        Version::V3_1_1 if connect.clean_start => 0,
-        Version::V3_1_1 => max_s,
-    }
 }
 
 /// The session to go on with, and whether there was one. Whoever held it is closed first.
@@ -500,6 +538,7 @@ async fn load_received(
             ReceivedId {
                 message_id: Some(one.message_id),
                 done: one.done,
+                here: false,
             },
         )
     });
@@ -516,9 +555,9 @@ async fn save(
     let record = {
         let mut state = session.lock();
         state.disconnected_at_ms = 0;
-        let persistent = state.is_persistent();
-        state.stored |= persistent;
-        persistent.then(|| moorline_router::SessionRecord {
+        state.stored |= state.is_persistent();
+        // Also where it ends with this connection from now on: a process that dies ends it too.
+        state.stored.then(|| moorline_router::SessionRecord {
             disconnected_at_ms: None,
             ..state.record(&session.client)
         })
@@ -539,73 +578,46 @@ async fn save(
     Ok(())
 }
 
-/// What CONNACK says.
-struct Connack {
-    epoch: Epoch,
-    session_present: bool,
-    assigned: bool,
-    expiry_interval_s: u32,
-}
-
 /// Puts the connection into the session. From here on deliverers write to it, so CONNACK is the
 /// first thing in its buffer.
-fn attach(node: &Node, session: &Arc<Session>, asked: &Asked, connack: Connack) {
+fn attach(
+    node: &Node,
+    session: &Arc<Session>,
+    asked: &Asked,
+    granted: &Granted,
+    epoch: Epoch,
+    session_present: bool,
+) {
     let connect = &asked.connect;
     let properties = &connect.properties;
     let device_window = properties.receive_maximum.map_or(u16::MAX, NonZeroU16::get);
     let mut link = Link {
         wire: Arc::clone(&asked.wire),
-        epoch: connack.epoch,
+        epoch,
         version: connect.version,
         transport: asked.peer.listener.transport,
-        keep_alive_s: connect.keep_alive_s,
+        keep_alive_s: granted.keep_alive_s,
         window: device_window.min(node.config.in_flight_max),
         packet_bytes_max: properties.maximum_packet_size.unwrap_or(u32::MAX),
+        aliases: SentAliases::new(
+            properties.topic_alias_maximum.unwrap_or(0),
+            node.config.topic_alias_max,
+        ),
         unsent: BytesMut::new(),
         corked: false,
         closing: None,
         // A will is kept as long as the connection: it must not hold on to the read buffer.
         will: connect.will.as_ref().map(|will| Box::new(will.copied())),
-        is_new: !connack.session_present,
+        is_new: !session_present,
     };
-    let mut encoded = BytesMut::new();
-    let packet = connack_packet(node, session, asked, &connack);
-    packet
-        .encode(connect.version, &mut encoded)
-        .expect("a CONNACK is short");
-    link.append_bytes(&encoded);
+    link.append_bytes(&granted.connack(connect, &node.config, session_present));
     let mut state = session.lock();
     state.inbox = InboxCursor::START;
     link.flush();
     state.link = Some(link);
     state.call_for_page();
     drop(state);
-    node.wheel.watch(
-        session,
-        connack.epoch,
-        node.clock.now_s(),
-        connect.keep_alive_s,
-    );
-}
-
-fn connack_packet(node: &Node, session: &Session, asked: &Asked, connack: &Connack) -> Packet {
-    let limits = &node.config;
-    let asked_expiry_s = asked
-        .connect
-        .properties
-        .session_expiry_interval_s
-        .unwrap_or(0);
-    let properties = ConnAckProperties {
-        session_expiry_interval_s: (asked_expiry_s != connack.expiry_interval_s)
-            .then_some(connack.expiry_interval_s),
-        receive_maximum: NonZeroU16::new(limits.receive_maximum),
-        maximum_packet_size: Some(asked.peer.listener.packet_bytes_max),
-        assigned_client_id: connack.assigned.then(|| session.client.as_str().into()),
-        ..ConnAckProperties::default()
-    };
-    Packet::ConnAck(Box::new(ConnAck {
-        session_present: connack.session_present,
-        reason: ReasonCode::Success,
-        properties,
-    }))
+    let now_s = node.clock.now_s();
+    node.wheel
+        .watch(session, epoch, now_s, granted.keep_alive_s);
 }

@@ -3,12 +3,13 @@
 
 use bytes::BytesMut;
 use moorline_mqtt::{Ack, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, Version, encode};
-use moorline_router::{End, EndReason, Fence, MessageId, ReceivedPublish, StoreError};
+use moorline_router::{End, EndReason, Fence, MessageId, Position, ReceivedPublish, StoreError};
 
 use crate::close_reason::CloseReason;
 use crate::connection::{Connection, Pending, PendingAnswer, ReceivedId};
 use crate::outbound::Corked;
-use crate::publish::{Durable, Routed, Sender, id_of, route};
+use crate::publish::{Durable, Routed, Sender, id_of, refuse_retained, refuse_topic, route};
+use crate::refusal::{Refusal, Telling, reason_properties};
 use crate::session::State;
 
 /// What the packets of one read add up to.
@@ -52,10 +53,9 @@ impl Connection {
                 Ok(())
             }
             Packet::Disconnect(disconnect) => Err(self.on_disconnect(&disconnect)),
-            Packet::Auth(_) => Err(CloseReason::ProtocolError(
-                ReasonCode::BadAuthenticationMethod,
-            )),
-            Packet::Connect(_)
+            // CONNECT named no authentication method: one that did was refused ([MQTT-4.12.0-7]).
+            Packet::Auth(_)
+            | Packet::Connect(_)
             | Packet::ConnAck(_)
             | Packet::SubAck(_)
             | Packet::UnsubAck(_)
@@ -72,6 +72,7 @@ impl Connection {
             state.call_for_page();
             turn.corked.add(&self.session, &mut state);
         }
+        self.feed_retained(&mut turn);
         if !turn.ends.is_empty() {
             self.node.stores.inboxes.end(turn.ends);
         }
@@ -91,17 +92,25 @@ impl Connection {
         turn.replies.clear();
     }
 
-    fn on_publish(&mut self, publish: Publish, turn: &mut Turn) -> Result<(), CloseReason> {
+    fn on_publish(&mut self, mut publish: Publish, turn: &mut Turn) -> Result<(), CloseReason> {
         self.node.metrics.received[publish.qos as usize].increment(1);
-        if publish
+        let alias = publish
             .properties
-            .as_ref()
-            .is_some_and(|held| held.topic_alias.is_some())
-        {
-            // CONNACK announced no Topic Alias Maximum, which is 0 [MQTT-3.3.2-9].
-            return Err(CloseReason::ProtocolError(ReasonCode::TopicAliasInvalid));
+            .as_mut()
+            .and_then(|p| p.topic_alias.take());
+        if let Some(alias) = alias {
+            let aliases = self.aliases.get_or_insert_default();
+            publish.topic = aliases
+                .resolve(alias, &publish.topic, self.node.config.topic_alias_max)
+                .map_err(CloseReason::ProtocolError)?;
         }
-        let refusal = self.refuse_topic(publish.topic.as_str());
+        if publish.qos > QoS::AtMostOnce {
+            self.check_receive_maximum(publish.packet_id)?;
+        }
+        let mut refusal = refuse_topic(&publish.topic, &self.node.config);
+        if self.version == Version::V5 && publish.qos > QoS::AtMostOnce {
+            refusal = refusal.or_else(|| refuse_retained(&publish, &self.node));
+        }
         match (publish.qos, publish.packet_id) {
             (QoS::AtMostOnce, _) | (_, None) => {
                 if refusal.is_none() {
@@ -110,8 +119,9 @@ impl Connection {
             }
             (QoS::AtLeastOnce, Some(id)) => {
                 let durable = match refusal {
-                    Some(code) if self.version == Version::V5 => {
-                        self.put_in_line(None, refused(encode::puback, id, code));
+                    Some(refusal) if self.version == Version::V5 => {
+                        let answer = self.refused(Packet::PubAck, id, refusal);
+                        self.put_in_line(None, answer);
                         self.answer_ready(turn);
                         return Ok(());
                     }
@@ -125,6 +135,53 @@ impl Connection {
         }
         self.answer_ready(turn);
         Ok(())
+    }
+
+    /// A 5.0 device may have as many QoS 1 and 2 PUBLISH unanswered as CONNACK says ([MQTT-3.3.4-9]);
+    /// one of 3.1.1 cannot be told, and is read more slowly instead.
+    fn check_receive_maximum(&self, id: Option<PacketId>) -> Result<(), CloseReason> {
+        let limit = usize::from(self.node.config.receive_maximum);
+        let is_few = self.pending.len() + self.received.len() < limit;
+        let is_again = id.is_some_and(|id| self.received.get(&id).is_some_and(|held| held.here));
+        if self.version == Version::V3_1_1 || is_few || is_again {
+            return Ok(());
+        }
+        let qos1 = self.pending.iter();
+        let qos1 = qos1.filter(|waits| matches!(waits.answer, PendingAnswer::PubAck(_)));
+        let qos2 = self.received.values().filter(|held| held.here);
+        if qos1.count() + qos2.count() < limit {
+            return Ok(());
+        }
+        Err(CloseReason::LimitExceeded(
+            ReasonCode::ReceiveMaximumExceeded,
+        ))
+    }
+
+    /// How this device is told why something is refused.
+    pub(crate) fn telling(&self) -> Telling {
+        let mut state = self.session.lock();
+        let link = state.link_of(self.epoch);
+        Telling {
+            version: self.version,
+            packet_bytes_max: link.map_or(usize::MAX, |link| link.packet_bytes_max as usize),
+            explains: self.explains,
+        }
+    }
+
+    fn refused(
+        &self,
+        packet: fn(Ack) -> Packet,
+        packet_id: PacketId,
+        refusal: Refusal,
+    ) -> PendingAnswer {
+        let encoded = self.telling().explained(refusal.why, |text| {
+            packet(Ack {
+                packet_id,
+                reason: refusal.reason,
+                properties: reason_properties(text),
+            })
+        });
+        PendingAnswer::Encoded(encoded.freeze())
     }
 
     fn route(&mut self, publish: &Publish, id: Option<MessageId>, turn: &mut Turn) -> Routed {
@@ -141,23 +198,11 @@ impl Connection {
         route(&self.node, publish, Some(sender), id, &mut turn.corked)
     }
 
-    /// Why devices may not publish to `topic`, if so.
-    fn refuse_topic(&self, topic: &str) -> Option<ReasonCode> {
-        let levels = topic
-            .as_bytes()
-            .iter()
-            .filter(|byte| **byte == b'/')
-            .count()
-            + 1;
-        let refused = topic.starts_with('$') || levels > self.node.config.topic_levels_max;
-        refused.then_some(ReasonCode::TopicNameInvalid)
-    }
-
     fn on_publish_qos2(
         &mut self,
         publish: &Publish,
         id: PacketId,
-        refusal: Option<ReasonCode>,
+        refusal: Option<Refusal>,
         turn: &mut Turn,
     ) -> Result<(), CloseReason> {
         let known = self.received.get(&id).cloned();
@@ -165,20 +210,12 @@ impl Connection {
             self.put_in_line(None, PendingAnswer::PubRec(id));
             return Ok(());
         }
-        if let (Some(code), Version::V5) = (refusal, self.version) {
-            self.put_in_line(None, refused(encode::pubrec, id, code));
+        if let (Some(refusal), Version::V5) = (refusal, self.version) {
+            let answer = self.refused(Packet::PubRec, id, refusal);
+            self.put_in_line(None, answer);
             return Ok(());
         }
-        let limit = match self.version {
-            Version::V5 => self.node.config.receive_maximum,
-            Version::V3_1_1 => u16::MAX,
-        };
-        if self.received.len() >= usize::from(limit) {
-            return Err(CloseReason::LimitExceeded(
-                ReasonCode::ReceiveMaximumExceeded,
-            ));
-        }
-        let persistent = self.session.lock().is_persistent();
+        let persistent = self.session.lock().keeps_inbox();
         // A repeated PUBLISH whose first attempt may not have gone on goes on under the same id.
         let message_id = known.and_then(|received| received.message_id);
         let message_id = message_id.or_else(|| persistent.then(|| id_of(publish)));
@@ -196,6 +233,7 @@ impl Connection {
             ReceivedId {
                 message_id,
                 done: true,
+                here: true,
             },
         );
         self.put_in_line(in_turn(durable), PendingAnswer::PubRec(id));
@@ -203,7 +241,8 @@ impl Connection {
     }
 
     /// The message of a stored identifier went on durably: from now on a repetition is only answered.
-    /// A lost note costs a second copy under the same message id.
+    /// A lost note costs a second copy under the same message id. A displaced connection leaves none:
+    /// the identifier may be another message's by now.
     pub(crate) fn note_done(&self, answer: &PendingAnswer) {
         if let PendingAnswer::PubRec(id) = answer
             && let Some(message_id) = self
@@ -211,7 +250,11 @@ impl Connection {
                 .get(id)
                 .and_then(|held| held.message_id.as_ref())
         {
-            drop(self.save_received(*id, message_id, true));
+            // Under the lock, so that a takeover reads what was noted or comes before it.
+            let mut state = self.session.lock();
+            if state.link_of(self.epoch).is_some() {
+                drop(self.save_received(*id, message_id, true));
+            }
         }
     }
 
@@ -343,18 +386,28 @@ impl Connection {
         let reason = match sent {
             Some(sent) => {
                 sent.received = true;
-                if let Some(position) = sent.position {
-                    self.node
-                        .stores
-                        .inboxes
-                        .mark_received(&self.session.client, position);
-                }
-                ReasonCode::Success
+                let position = sent.position;
+                drop(state);
+                self.release_received(ack.packet_id, position);
+                self.answer_ready(turn);
+                return Ok(());
             }
             None => ReasonCode::PacketIdentifierNotFound,
         };
         encode::pubrel(self.version, ack.packet_id, reason, &mut turn.replies);
         Ok(())
+    }
+
+    /// PUBREL lets the device forget the message: that it has it must be durable before, or it would
+    /// be sent again after a restart and pass for a new one.
+    fn release_received(&mut self, packet_id: PacketId, position: Option<Position>) {
+        let marked = position.map(|position| {
+            let inboxes = &self.node.stores.inboxes;
+            inboxes.mark_received(&self.session.client, position)
+        });
+        let mut pubrel = BytesMut::new();
+        encode::pubrel(self.version, packet_id, ReasonCode::Success, &mut pubrel);
+        self.put_in_line(marked, PendingAnswer::Encoded(pubrel.freeze()));
     }
 
     fn on_pubcomp(&mut self, ack: &Ack, turn: &mut Turn) -> Result<(), CloseReason> {
@@ -408,16 +461,6 @@ impl Connection {
         }
         reason
     }
-}
-
-fn refused(
-    encode: fn(Version, PacketId, ReasonCode, &mut BytesMut),
-    id: PacketId,
-    code: ReasonCode,
-) -> PendingAnswer {
-    let mut packet = BytesMut::new();
-    encode(Version::V5, id, code, &mut packet);
-    PendingAnswer::Encoded(packet.freeze())
 }
 
 /// Several writes as one to wait for; each has its place in the order already.

@@ -13,10 +13,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod admission;
+mod aliases;
 mod bans;
 mod certificates;
 mod close_reason;
 mod config;
+mod connack;
 mod connection;
 mod deadlines;
 mod ending;
@@ -32,11 +34,14 @@ mod outbound;
 mod peer;
 mod proxy;
 mod publish;
+mod queue;
 mod rate;
 mod reader;
 mod redispatch;
+mod refusal;
 mod restore;
 mod retained;
+mod retained_feed;
 mod session;
 mod shared;
 mod subscribing;
@@ -56,7 +61,7 @@ use moorline_router::{NodeId, Nodes, StoreError, Stores};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-pub use config::{Config, Excess, Flapping, PerAddress, PerDevice};
+pub use config::{Config, Excess, Flapping, PerAddress, PerDevice, QueueOverflow};
 pub use listener_config::{
     CertificateIdentity, ClientCertificateMode, ListenerConfig, Protocol, TlsConfig,
 };

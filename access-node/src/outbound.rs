@@ -8,7 +8,10 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use moorline_mqtt::{EncodedPublish, Packet, PacketId, Publish, PublishProperties, QoS, Version};
+use moorline_mqtt::{
+    AliasedPublish, Disconnect, DisconnectProperties, EncodedPublish, Packet, PacketId, Publish,
+    PublishProperties, QoS, Version,
+};
 use moorline_router::{
     ClientId, Delivery, DeliveryOutcome, End, EndReason, InboxEntry, InboxPage, Message, Origin,
     Position, unix_ms,
@@ -17,7 +20,9 @@ use smallvec::SmallVec;
 
 use crate::close_reason::CloseReason;
 use crate::node::Node;
-use crate::session::{InFlight, Link, Queued, Session, State, Transport};
+use crate::queue::Queued;
+use crate::refusal::Telling;
+use crate::session::{InFlight, Link, Session, State, Transport};
 use crate::wire::{self, BEHIND, CLOSING, UNSENT};
 use crate::ws;
 
@@ -121,6 +126,53 @@ impl Link {
         debug_assert_eq!(self.unsent.len() - before, length);
     }
 
+    /// Appends a PUBLISH, by the alias of its topic where the device takes one. `remaining_s` replaces
+    /// the seconds that an expiring message was encoded with.
+    fn append_publish(
+        &mut self,
+        publish: &EncodedPublish,
+        packet_id: Option<PacketId>,
+        dup: bool,
+        remaining_s: Option<u32>,
+    ) {
+        if self.aliases.is_some() && self.append_aliased(publish, packet_id, dup, remaining_s) {
+            return;
+        }
+        self.append(publish.len(), |out| match remaining_s {
+            Some(seconds) => publish.write_with_expiry(packet_id, dup, seconds, out),
+            None => publish.write(packet_id, dup, out),
+        });
+    }
+
+    /// Says whether the topic has an alias, and the packet with it fits.
+    fn append_aliased(
+        &mut self,
+        publish: &EncodedPublish,
+        packet_id: Option<PacketId>,
+        dup: bool,
+        remaining_s: Option<u32>,
+    ) -> bool {
+        let topic = publish.topic();
+        let Some(said) = self.aliases.as_ref().and_then(|held| held.of(topic)) else {
+            return false;
+        };
+        let Some(aliased) = AliasedPublish::new(publish, said.alias, said.is_new) else {
+            return false;
+        };
+        if aliased.len() > self.packet_bytes_max as usize {
+            return false;
+        }
+        self.append(aliased.len(), |out| {
+            aliased.write(packet_id, dup, remaining_s, out);
+        });
+        if said.is_new
+            && let Some(aliases) = &mut self.aliases
+        {
+            aliases.introduced(topic);
+        }
+        true
+    }
+
     /// Appends WebSocket frames as they are.
     pub(crate) fn append_frames(&mut self, frames: &[u8]) {
         if self.closing.is_none() {
@@ -145,17 +197,24 @@ impl Link {
             return;
         }
         if let (Version::V5, Some(code)) = (self.version, reason.reason_code()) {
-            let mut packet = BytesMut::new();
-            let goodbye = moorline_mqtt::Disconnect {
-                reason: code,
-                properties: None,
+            // Here a Reason String is always allowed (section 3.1.2.11.7).
+            let telling = Telling {
+                version: self.version,
+                packet_bytes_max: self.packet_bytes_max as usize,
+                explains: true,
             };
-            if Packet::Disconnect(goodbye)
-                .encode(Version::V5, &mut packet)
-                .is_ok()
-            {
-                self.append_bytes(&packet);
-            }
+            let packet = telling.explained(reason.explanation(), |text| {
+                Packet::Disconnect(Disconnect {
+                    reason: code,
+                    properties: text.map(|text| {
+                        Box::new(DisconnectProperties {
+                            reason_string: Some(text),
+                            ..DisconnectProperties::default()
+                        })
+                    }),
+                })
+            });
+            self.append_bytes(&packet);
         }
         if self.transport == Transport::WebSocket {
             ws::close_frame(&mut self.unsent);
@@ -175,6 +234,23 @@ impl State {
                 && link.unsent.len() < unsent_bytes_max
                 && link.closing.is_none()
         })
+    }
+
+    /// Whether a retained message may be sent, where `more` others were just found room for; QoS 1 and 2
+    /// only behind everything that waits.
+    pub(crate) fn has_room_for(&self, qos: QoS, more: usize, node: &Node) -> bool {
+        let unsent_bytes_max = node.config.unsent_bytes_max;
+        if qos == QoS::AtMostOnce {
+            return self.link.as_ref().is_some_and(|link| {
+                link.unsent.len() < unsent_bytes_max && link.closing.is_none()
+            });
+        }
+        let waiting = self.queue.is_some() || (self.keeps_inbox() && self.inbox.behind);
+        let window = self
+            .link
+            .as_ref()
+            .map_or(0, |link| usize::from(link.window));
+        !waiting && self.has_room(unsent_bytes_max) && self.in_flight.len() + more < window
     }
 
     /// A packet identifier that no message in flight has.
@@ -199,7 +275,7 @@ impl State {
     fn packet_id_at(&mut self, position: Position) -> Option<PacketId> {
         let id = u16::try_from(position.sequence % 65_535).expect("below 65,535") + 1;
         let id = PacketId(NonZeroU16::new(id).expect("at least 1"));
-        match (self.is_in_flight(id), self.is_persistent()) {
+        match (self.is_in_flight(id), self.keeps_inbox()) {
             (false, _) => Some(id),
             (true, true) => None,
             (true, false) => Some(self.next_packet_id()),
@@ -240,27 +316,33 @@ impl State {
                 node.metrics.dropped_slow.increment(1);
                 return DeliveryOutcome::Dropped;
             }
-            link.append(publish.len(), |out| publish.write(None, false, out));
+            link.append_publish(publish, None, false, None);
             node.metrics.sent[0].increment(1);
             return DeliveryOutcome::Sent { epoch };
         }
-        if self.queue.is_empty() && self.has_room(limits.unsent_bytes_max) {
+        if self.queue.is_none() && self.has_room(limits.unsent_bytes_max) {
             self.send_queued(publish, expires_at_ms, shared, node);
             return DeliveryOutcome::Sent { epoch };
         }
-        if self.queue.len() >= limits.queued_messages_max
-            || self.queue_bytes + publish.len() > limits.queued_bytes_max
-        {
-            node.metrics.dropped_queue_full.increment(1);
-            return DeliveryOutcome::Dropped;
-        }
-        self.queue_bytes += publish.len();
-        self.queue.push_back(Queued {
+        let message = Queued {
             publish: publish.clone(),
             expires_at_ms,
             shared,
-        });
-        DeliveryOutcome::Behind
+        };
+        let queue = self.queue.get_or_insert_default();
+        let dropped = queue.push(message, limits);
+        if dropped.messages == 0 {
+            return DeliveryOutcome::Behind;
+        }
+        node.metrics.dropped_queue_full.increment(dropped.messages);
+        if dropped.is_first {
+            tracing::info!(%epoch, waiting = queue.len(), "queue of a slow device is full, messages are dropped");
+        }
+        if dropped.new_one {
+            DeliveryOutcome::Dropped
+        } else {
+            DeliveryOutcome::Behind
+        }
     }
 
     fn send_queued(
@@ -283,27 +365,23 @@ impl State {
         });
         let Some(link) = &mut self.link else { return };
         node.metrics.sent[publish.qos() as usize].increment(1);
-        link.append(publish.len(), |out| match expires_at_ms {
-            Some(at) => publish.write_with_expiry(Some(packet_id), false, remaining_s(at), out),
-            None => publish.write(Some(packet_id), false, out),
-        });
+        let expires_s = expires_at_ms.map(remaining_s);
+        link.append_publish(publish, Some(packet_id), false, expires_s);
     }
 
     /// Sends what waits in memory as far as there is room.
     pub(crate) fn drain_queue(&mut self, node: &Node) {
-        while !self.queue.is_empty() && self.has_room(node.config.unsent_bytes_max) {
-            let Some(next) = self.queue.pop_front() else {
+        while self.has_room(node.config.unsent_bytes_max) {
+            let Some(queue) = &mut self.queue else { return };
+            let Some(next) = queue.pop() else {
+                self.queue = None;
                 return;
             };
-            self.queue_bytes -= next.publish.len();
             if next.expires_at_ms.is_some_and(|at| at <= unix_ms()) {
                 node.metrics.dropped_expired.increment(1);
                 continue;
             }
             self.send_queued(&next.publish, next.expires_at_ms, next.shared, node);
-        }
-        if self.queue.is_empty() && self.queue.capacity() > 0 {
-            self.queue = std::collections::VecDeque::new();
         }
     }
 
@@ -474,9 +552,7 @@ impl State {
             }]);
             return Sending::Ended;
         }
-        link.append(encoded.len(), |out| {
-            encoded.write(Some(packet_id), dup, out)
-        });
+        link.append_publish(&encoded, Some(packet_id), dup, None);
         node.metrics.sent[message.qos as usize].increment(1);
         self.in_flight.push(InFlight {
             packet_id,

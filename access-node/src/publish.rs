@@ -7,16 +7,21 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use moorline_mqtt::{EncodedPublish, Publish, PublishProperties, QoS, TopicName, Version};
+use moorline_mqtt::{
+    EncodedPublish, Publish, PublishProperties, QoS, ReasonCode, TopicName, Version,
+};
 use moorline_router::{
-    Append, Appended, ClientId, Delivery, DeliveryOutcome, Fence, Message, MessageId, Origin,
-    Share, StoreError, UpstreamMessage, unix_ms,
+    Append, Appended, ClientId, Delivery, DeliveryOutcome, End, EndReason, Fence, Message,
+    MessageId, Origin, Share, StoreError, UpstreamMessage, unix_ms,
 };
 use smallvec::SmallVec;
 
+use crate::config::Config;
 use crate::node::Node;
 use crate::outbound::{Corked, deliver};
 use crate::redispatch;
+use crate::refusal::Refusal;
+use crate::retained::RetainedFull;
 use crate::session::Session;
 use crate::shared::{Group, PassedOver};
 use crate::subscriptions::Subscriber;
@@ -69,6 +74,38 @@ pub(crate) fn route(
     }
     let matched = routing.deliver_to_subscribers(from, corked);
     routing.into_routed(matched)
+}
+
+/// Why devices may not publish to `topic`, if so.
+pub(crate) fn refuse_topic(topic: &TopicName, limits: &Config) -> Option<Refusal> {
+    let text = topic.as_str();
+    let levels = 1 + text.bytes().filter(|byte| *byte == b'/').count();
+    let why = if text.starts_with('$') {
+        "topics that begin with $ are the server's"
+    } else if levels > limits.topic_levels_max {
+        "the topic has more levels than the server takes"
+    } else {
+        return None;
+    };
+    Some(Refusal::new(ReasonCode::TopicNameInvalid, why))
+}
+
+/// Why `publish` cannot be retained, if so: whoever can be told is, before anything is done with it.
+pub(crate) fn refuse_retained(publish: &Publish, node: &Node) -> Option<Refusal> {
+    let retains = publish.retain
+        && !publish.payload.is_empty()
+        && device_of(publish.topic.as_str(), &node.config.device_topics).is_none();
+    let limits = node.config.retained_limits();
+    let full = retains
+        && !node
+            .retained
+            .has_room(&publish.topic, publish.payload.len(), limits);
+    full.then(|| {
+        Refusal::new(
+            ReasonCode::QuotaExceeded,
+            "the server retains as much as it may",
+        )
+    })
 }
 
 /// The client id in a topic `d/{client_id}/…`.
@@ -249,8 +286,8 @@ impl Routing<'_> {
     fn retain(&mut self) {
         let publish = self.publish;
         if publish.payload.is_empty() {
-            self.node.retained.remove(&publish.topic);
-            let removed = self.node.stores.retained.set(&publish.topic, None);
+            let store = || self.node.stores.retained.set(&publish.topic, None);
+            let removed = self.node.retained.remove(&publish.topic, store);
             self.wait_for(removed);
             return;
         }
@@ -258,19 +295,14 @@ impl Routing<'_> {
         // It stays: it must not hold on to the buffer that it was read from.
         message.topic = message.topic.copied();
         message.payload = bytes::Bytes::copy_from_slice(&message.payload);
-        let limits = &self.node.config;
-        let kept = self.node.retained.put(
-            Arc::new(message.clone()),
-            limits.retained_messages_max,
-            limits.retained_bytes_max,
-        );
-        if kept.is_err() {
-            // Subscribers of now have it all the same, so this is no refusal of the message.
-            self.node.metrics.dropped_retained_full.increment(1);
-            return;
+        let limits = self.node.config.retained_limits();
+        let kept = Arc::new(message.clone());
+        let store = || self.node.stores.retained.set(&publish.topic, Some(message));
+        match self.node.retained.put(kept, limits, store) {
+            Ok(stored) => self.wait_for(stored),
+            // Who cannot be refused: subscribers of now have it all the same.
+            Err(RetainedFull) => self.node.metrics.dropped_retained_full.increment(1),
         }
-        let stored = self.node.stores.retained.set(&publish.topic, Some(message));
-        self.wait_for(stored);
     }
 
     fn deliver_to_subscribers(&mut self, from: Option<&ClientId>, corked: &mut Corked) -> u64 {
@@ -286,7 +318,7 @@ impl Routing<'_> {
             let qos = self.publish.qos.min(options.qos);
             let retain = self.publish.retain && options.retain_as_published;
             let mut state = session.lock();
-            if qos > QoS::AtMostOnce && state.is_persistent() {
+            if qos > QoS::AtMostOnce && state.keeps_inbox() {
                 drop(state);
                 let mut message = self.message(Origin::Session, qos, retain);
                 if !found.subscription_ids.is_empty() {
@@ -351,7 +383,7 @@ impl Routing<'_> {
         let qos = self.publish.qos.min(member.options.qos);
         let (ended, persistent) = {
             let state = session.lock();
-            (state.ended, state.is_persistent())
+            (state.ended, state.keeps_inbox())
         };
         if ended {
             return false;
@@ -421,10 +453,21 @@ impl Routing<'_> {
         self.durable.push(Box::pin(async move {
             let outcomes = appended.await?;
             let mut corked = Corked::new();
+            let mut orphans = Vec::new();
             for ((outcome, session), message) in outcomes.iter().zip(&sessions).zip(&messages) {
                 match outcome {
                     Appended::Stored { position, .. } => {
                         let mut state = session.lock();
+                        if state.ended {
+                            // It ended between the match and the append, and its end did not see this
+                            // entry, which is no concern of the session that comes after it.
+                            orphans.push(End {
+                                client: session.client.clone(),
+                                position: *position,
+                                reason: EndReason::SessionEnded,
+                            });
+                            continue;
+                        }
                         state.deliver_hint(&session.client, *position, message, &node);
                         corked.add(session, &mut state);
                     }
@@ -434,6 +477,9 @@ impl Routing<'_> {
                     }
                     Appended::Repeated { .. } => {}
                 }
+            }
+            if !orphans.is_empty() {
+                node.stores.inboxes.end(orphans);
             }
             Ok(())
         }));

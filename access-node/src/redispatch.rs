@@ -21,7 +21,8 @@ use moorline_router::{
 
 use crate::node::Node;
 use crate::outbound::{Corked, for_device};
-use crate::session::{Queued, Session};
+use crate::queue::Queued;
+use crate::session::Session;
 use crate::shared::PassedOver;
 use crate::subscriptions::Subscriber;
 
@@ -177,7 +178,7 @@ async fn place(
         };
         let own = for_member(&message, &member);
         let session = member.session;
-        if own.qos > QoS::AtMostOnce && session.lock().is_persistent() {
+        if own.qos > QoS::AtMostOnce && session.lock().keeps_inbox() {
             let append = Append {
                 client: session.client.clone(),
                 message: own.clone(),

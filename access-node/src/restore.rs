@@ -17,15 +17,10 @@ pub(crate) async fn run(node: &Arc<Node>) -> Result<(), StoreError> {
         restore_session(node, record);
     }
     let retained = node.stores.retained.load_all().await?;
-    let limits = &node.config;
     for message in retained {
         let topic = message.topic.clone();
-        let (messages_max, bytes_max) = (limits.retained_messages_max, limits.retained_bytes_max);
-        if node
-            .retained
-            .put(Arc::new(message), messages_max, bytes_max)
-            .is_err()
-        {
+        let limits = node.config.retained_limits();
+        if node.retained.put(Arc::new(message), limits, || ()).is_err() {
             tracing::warn!(
                 topic = topic.as_str(),
                 "retained message left out, the limit is lower than before"

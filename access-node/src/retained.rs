@@ -24,58 +24,153 @@ struct Kept {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RetainedFull;
 
+/// What there may be of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RetainedLimits {
+    pub(crate) messages_max: usize,
+    pub(crate) bytes_max: usize,
+}
+
+/// A part of what a new subscription gets.
+#[derive(Debug)]
+pub(crate) struct RetainedPage {
+    /// In the order of topics; nothing that expired.
+    pub(crate) messages: Vec<Arc<Message>>,
+    /// Whether there may be more behind the last one.
+    pub(crate) more: bool,
+}
+
 impl RetainedMessages {
-    /// Replaces the message of its topic, within the limits.
-    pub(crate) fn put(
+    /// Replaces the message of its topic, within the limits. `store` is called before anyone else can
+    /// replace it, so that memory and store see the same order.
+    pub(crate) fn put<T>(
         &self,
         message: Arc<Message>,
-        messages_max: usize,
-        bytes_max: usize,
-    ) -> Result<(), RetainedFull> {
+        limits: RetainedLimits,
+        store: impl FnOnce() -> T,
+    ) -> Result<T, RetainedFull> {
         let mut kept = self.by_topic.write();
         let topic = message.topic.as_str();
-        let before = kept.by_topic.get(topic).map_or(0, |old| old.payload.len());
-        let is_new = !kept.by_topic.contains_key(topic);
-        let bytes = kept.bytes - before + message.payload.len();
-        if bytes > bytes_max || (is_new && kept.by_topic.len() >= messages_max) {
-            return Err(RetainedFull);
-        }
+        let bytes = kept.with_room(topic, bytes_of(&message), limits)?;
         kept.bytes = bytes;
         kept.by_topic.insert(topic.into(), message);
-        Ok(())
+        Ok(store())
     }
 
-    /// Forgets the message of `topic`; says whether there was one.
-    pub(crate) fn remove(&self, topic: &TopicName) -> bool {
-        let mut kept = self.by_topic.write();
-        let removed = kept.by_topic.remove(topic.as_str());
-        kept.bytes -= removed.as_ref().map_or(0, |message| message.payload.len());
-        removed.is_some()
-    }
-
-    /// What a new subscription to `filter` gets, in the order of topics; nothing that expired.
-    pub(crate) fn matching(&self, filter: &TopicFilter) -> Vec<Arc<Message>> {
+    /// Whether a message of about `payload_bytes` would find room now.
+    pub(crate) fn has_room(
+        &self,
+        topic: &TopicName,
+        payload_bytes: usize,
+        limits: RetainedLimits,
+    ) -> bool {
+        let topic = topic.as_str();
         let kept = self.by_topic.read();
-        if !filter.has_wildcards() {
-            let found = kept.by_topic.get(filter.as_str());
-            return found
-                .into_iter()
-                .filter(|message| is_alive(message))
-                .cloned()
-                .collect();
-        }
-        // Only topics that begin like the filter up to its first wildcard can match.
-        let text = filter.as_str();
-        let prefix = &text[..text.find(['+', '#']).unwrap_or(text.len())];
-        // `a/#` matches `a` as well.
-        let start = prefix.strip_suffix('/').unwrap_or(prefix);
-        kept.by_topic
-            .range::<str, _>((Bound::Included(start), Bound::Unbounded))
-            .take_while(|(topic, _)| topic.starts_with(start))
-            .filter(|(topic, message)| filter.matches(topic) && is_alive(message))
-            .map(|(_, message)| Arc::clone(message))
-            .collect()
+        kept.with_room(topic, topic.len() + payload_bytes, limits)
+            .is_ok()
     }
+
+    /// Forgets the message of `topic`; `store` is called as by [`RetainedMessages::put`].
+    pub(crate) fn remove<T>(&self, topic: &TopicName, store: impl FnOnce() -> T) -> T {
+        let mut kept = self.by_topic.write();
+        kept.remove(topic.as_str());
+        store()
+    }
+
+    /// Forgets what has expired; `store` is called for each topic.
+    pub(crate) fn remove_expired(&self, mut store: impl FnMut(&TopicName)) {
+        let is_over = |message: &Message| !is_alive(message);
+        let any = self.by_topic.read().by_topic.values().any(|m| is_over(m));
+        if !any {
+            return;
+        }
+        let mut kept = self.by_topic.write();
+        let over: Vec<Arc<Message>> = kept
+            .by_topic
+            .values()
+            .filter(|message| is_over(message))
+            .cloned()
+            .collect();
+        for message in over {
+            kept.remove(message.topic.as_str());
+            store(&message.topic);
+        }
+    }
+
+    /// What a new subscription to `filter` gets, from behind the topic `after`, at most `limit`.
+    pub(crate) fn page(
+        &self,
+        filter: &TopicFilter,
+        after: Option<&str>,
+        limit: usize,
+    ) -> RetainedPage {
+        let kept = self.by_topic.read();
+        let text = filter.as_str();
+        // Only topics that begin like the filter up to its first wildcard can match.
+        let wild_at = text.find(['+', '#']);
+        let prefix = &text[..wild_at.unwrap_or(text.len())];
+        // `a/#` matches `a` as well.
+        let start = match wild_at {
+            Some(_) => prefix.strip_suffix('/').unwrap_or(prefix),
+            None => prefix,
+        };
+        let from = after.map_or(Bound::Included(start), Bound::Excluded);
+        let mut found = kept
+            .by_topic
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(|(topic, _)| match wild_at {
+                Some(_) => topic.starts_with(start),
+                None => topic.as_ref() == text,
+            })
+            .filter(|(topic, message)| filter.matches(topic) && is_alive(message));
+        let messages: Vec<_> = found
+            .by_ref()
+            .take(limit)
+            .map(|(_, message)| Arc::clone(message))
+            .collect();
+        let more = messages.len() == limit;
+        RetainedPage { messages, more }
+    }
+}
+
+impl Kept {
+    /// The bytes there would be with a message of `bytes` at `topic`.
+    fn with_room(
+        &self,
+        topic: &str,
+        bytes: usize,
+        limits: RetainedLimits,
+    ) -> Result<usize, RetainedFull> {
+        let before = self.by_topic.get(topic);
+        let total = self.bytes - before.map_or(0, |old| bytes_of(old)) + bytes;
+        let count = self.by_topic.len() + usize::from(before.is_none());
+        if total > limits.bytes_max || count > limits.messages_max {
+            return Err(RetainedFull);
+        }
+        Ok(total)
+    }
+
+    fn remove(&mut self, topic: &str) {
+        if let Some(removed) = self.by_topic.remove(topic) {
+            self.bytes -= bytes_of(&removed);
+        }
+    }
+}
+
+/// Topic, payload and properties.
+fn bytes_of(message: &Message) -> usize {
+    let properties = message.properties.as_ref().map_or(0, |held| {
+        let users = held.user_properties.iter();
+        let users: usize = users.map(|(name, value)| name.len() + value.len()).sum();
+        users
+            + held.content_type.as_ref().map_or(0, |text| text.len())
+            + held.correlation_data.as_ref().map_or(0, |data| data.len())
+            + held
+                .response_topic
+                .as_ref()
+                .map_or(0, |topic| topic.as_str().len())
+    });
+    message.topic.as_str().len() + message.payload.len() + properties
 }
 
 fn is_alive(message: &Message) -> bool {
@@ -105,38 +200,73 @@ mod tests {
         })
     }
 
-    fn topics(of: &RetainedMessages, filter: &str) -> Vec<String> {
+    fn limits(messages_max: usize, bytes_max: usize) -> RetainedLimits {
+        RetainedLimits {
+            messages_max,
+            bytes_max,
+        }
+    }
+
+    fn put(
+        into: &RetainedMessages,
+        message: Arc<Message>,
+        limits: RetainedLimits,
+    ) -> Result<(), RetainedFull> {
+        into.put(message, limits, || ())
+    }
+
+    fn topics(of: &RetainedMessages, filter: &str, limit: usize) -> Vec<String> {
         let filter = TopicFilter::parse(filter.into()).unwrap();
-        of.matching(&filter)
-            .iter()
-            .map(|message| message.topic.as_str().to_owned())
-            .collect()
+        let mut found: Vec<String> = Vec::new();
+        loop {
+            let page = of.page(&filter, found.last().map(String::as_str), limit);
+            found.extend(page.messages.iter().map(|m| m.topic.as_str().to_owned()));
+            if !page.more {
+                return found;
+            }
+        }
     }
 
     #[test]
-    fn filters_find_their_topics() {
+    fn filters_find_their_topics_page_by_page() {
         let retained = RetainedMessages::default();
         for topic in ["a", "a/b", "a/b/c", "ab", "b", "$x/a"] {
-            retained.put(message(topic, None), 10, 100).unwrap();
+            put(&retained, message(topic, None), limits(10, 100)).unwrap();
         }
-        assert_eq!(topics(&retained, "a/#"), ["a", "a/b", "a/b/c"]);
-        assert_eq!(topics(&retained, "a/+"), ["a/b"]);
-        assert_eq!(topics(&retained, "+/b/#"), ["a/b", "a/b/c"]);
-        assert_eq!(topics(&retained, "#"), ["a", "a/b", "a/b/c", "ab", "b"]);
-        assert_eq!(topics(&retained, "$x/+"), ["$x/a"]);
-        assert_eq!(topics(&retained, "ab"), ["ab"]);
+        for limit in [1, 2, 3, 100] {
+            let topics = |filter| topics(&retained, filter, limit);
+            assert_eq!(topics("a/#"), ["a", "a/b", "a/b/c"]);
+            assert_eq!(topics("a/+"), ["a/b"]);
+            assert_eq!(topics("+/b/#"), ["a/b", "a/b/c"]);
+            assert_eq!(topics("#"), ["a", "a/b", "a/b/c", "ab", "b"]);
+            assert_eq!(topics("$x/+"), ["$x/a"]);
+            assert_eq!(topics("ab"), ["ab"]);
+        }
     }
 
     #[test]
     fn limits_and_expiry_hold() {
         let retained = RetainedMessages::default();
-        retained.put(message("gone", Some(1)), 2, 100).unwrap();
-        assert_eq!(topics(&retained, "gone"), [""; 0]);
-        retained.put(message("a", None), 2, 100).unwrap();
-        assert_eq!(retained.put(message("b", None), 2, 100), Err(RetainedFull));
-        assert_eq!(retained.put(message("a", None), 2, 7), Err(RetainedFull));
-        assert_eq!(retained.put(message("a", None), 2, 8), Ok(()));
-        assert!(retained.remove(&TopicName::parse("gone".into()).unwrap()));
-        assert_eq!(retained.put(message("b", None), 2, 8), Ok(()));
+        let name = |text: &'static str| TopicName::from_static(text);
+        // Four bytes of payload each, and the topic.
+        put(&retained, message("gone", Some(1)), limits(2, 100)).unwrap();
+        assert_eq!(topics(&retained, "gone", 9), [""; 0]);
+        put(&retained, message("a", None), limits(2, 100)).unwrap();
+        let put = |topic, messages_max, bytes_max| {
+            let limits = limits(messages_max, bytes_max);
+            let has_room = retained.has_room(&name(topic), 4, limits);
+            let kept = put(&retained, message(topic, None), limits);
+            assert_eq!(has_room, kept.is_ok());
+            kept
+        };
+        assert_eq!(put("b", 2, 100), Err(RetainedFull));
+        assert_eq!(put("a", 2, 12), Err(RetainedFull));
+        assert_eq!(put("a", 2, 13), Ok(()));
+        let mut swept = Vec::new();
+        retained.remove_expired(|topic| swept.push(topic.as_str().to_owned()));
+        assert_eq!(swept, ["gone"]);
+        assert_eq!(put("b", 2, 10), Ok(()));
+        retained.remove(&name("b"), || ());
+        assert_eq!(put("c", 2, 10), Ok(()));
     }
 }

@@ -5,18 +5,18 @@
 //! acknowledges. What waits for a persistent session is not here but in the inbox: the session
 //! knows only how far it has read it.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use moorline_mqtt::{EncodedPublish, PacketId, QoS, SubscriptionOptions, Version, Will};
-use moorline_router::{
-    ClientId, Epoch, Message, Position, SessionRecord, StoredSubscription, unix_ms,
-};
+use moorline_mqtt::{PacketId, QoS, SubscriptionOptions, Version, Will};
+use moorline_router::{ClientId, Epoch, Position, SessionRecord, StoredSubscription, unix_ms};
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::aliases::SentAliases;
 use crate::close_reason::CloseReason;
+use crate::queue::Queue;
 use crate::redispatch::SharedDeliveries;
+use crate::retained_feed::RetainedFeed;
 use crate::wire::Wire;
 
 /// How the bytes of a connection are wrapped.
@@ -68,13 +68,14 @@ pub(crate) struct State {
     pub(crate) subscriptions: Vec<HeldSubscription>,
     pub(crate) inbox: InboxCursor,
     pub(crate) in_flight: Vec<InFlight>,
-    /// Messages of a session that is not persistent, waiting for room in flight.
-    pub(crate) queue: VecDeque<Queued>,
-    pub(crate) queue_bytes: usize,
+    /// Messages of a session that is not persistent, waiting for room in flight; made with the first.
+    pub(crate) queue: Option<Box<Queue>>,
     pub(crate) last_packet_id: u16,
     /// What another member of a shared subscription gets if this session ends; only where that
     /// happened to a session that is not persistent.
     pub(crate) shared: Option<Box<SharedDeliveries>>,
+    /// Retained messages that new subscriptions are still to get.
+    pub(crate) feed: Option<Box<RetainedFeed>>,
 }
 
 /// A subscription as the session keeps it. The filter's text is shared with the node's index.
@@ -110,16 +111,6 @@ pub(crate) struct InFlight {
     pub(crate) position: Option<Position>,
 }
 
-/// A message that waits in memory.
-#[derive(Debug)]
-pub(crate) struct Queued {
-    pub(crate) publish: EncodedPublish,
-    /// Unix milliseconds.
-    pub(crate) expires_at_ms: Option<u64>,
-    /// As another member of the shared subscription would get it.
-    pub(crate) shared: Option<Arc<Message>>,
-}
-
 /// The connection of a session.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -132,6 +123,8 @@ pub(crate) struct Link {
     pub(crate) window: u16,
     /// The device's Maximum Packet Size.
     pub(crate) packet_bytes_max: u32,
+    /// Present where the device takes topic aliases.
+    pub(crate) aliases: Option<Box<SentAliases>>,
     /// Encoded, and not yet taken by the socket.
     pub(crate) unsent: BytesMut,
     /// Someone who is appending will flush.
@@ -154,10 +147,10 @@ impl Session {
             subscriptions: Vec::new(),
             inbox: InboxCursor::START,
             in_flight: Vec::new(),
-            queue: VecDeque::new(),
-            queue_bytes: 0,
+            queue: None,
             last_packet_id: 0,
             shared: None,
+            feed: None,
         };
         Self {
             client,
@@ -185,6 +178,12 @@ impl State {
         self.expiry_interval_s > 0
     }
 
+    /// Whether QoS 1 and 2 messages go through the inbox: also while a session that was persistent
+    /// ends with this connection, so that they stay behind what waits there.
+    pub(crate) fn keeps_inbox(&self) -> bool {
+        self.is_persistent() || self.stored
+    }
+
     /// The connection if it is still that of `epoch`.
     pub(crate) fn link_of(&mut self, epoch: Epoch) -> Option<&mut Link> {
         self.link.as_mut().filter(|link| link.epoch == epoch)
@@ -194,13 +193,16 @@ impl State {
     pub(crate) fn detach(&mut self) -> Option<Link> {
         self.inbox = InboxCursor::START;
         self.in_flight = Vec::new();
-        let queue = std::mem::take(&mut self.queue);
-        if self.shared.is_some() || queue.iter().any(|held| held.shared.is_some()) {
+        let mut queue = self.queue.take();
+        let holds_shared = queue.as_ref().is_some_and(|queue| queue.holds_shared());
+        if self.shared.is_some() || holds_shared {
             let shared = self.shared.get_or_insert_default();
-            shared.orphan(queue.into_iter());
+            shared.orphan(std::iter::from_fn(|| queue.as_mut()?.pop()));
         }
-        self.queue_bytes = 0;
         self.disconnected_at_ms = unix_ms();
+        if let Some(feed) = &mut self.feed {
+            feed.interrupted();
+        }
         self.link.take()
     }
 

@@ -145,12 +145,14 @@ fn standing(state: &State, qos: QoS, limits: &Config) -> Option<Standing> {
         });
     }
     let cursor = &state.inbox;
-    if state.queue.is_empty() && !cursor.behind && state.has_room(limits.unsent_bytes_max) {
+    if state.queue.is_none() && !cursor.behind && state.has_room(limits.unsent_bytes_max) {
         return Some(Standing::Room);
     }
-    let is_full = state.queue.len() >= limits.queued_messages_max
-        || state.queue_bytes >= limits.queued_bytes_max;
-    if is_full && !state.is_persistent() {
+    let is_full = state
+        .queue
+        .as_ref()
+        .is_some_and(|queue| queue.is_full(limits));
+    if is_full && !state.keeps_inbox() {
         return Some(Standing::Full);
     }
     let unread = match cursor.heard.generation == cursor.read_to.generation {
@@ -160,7 +162,7 @@ fn standing(state: &State, qos: QoS, limits: &Config) -> Option<Standing> {
             .saturating_sub(cursor.read_to.sequence),
         false => 0,
     };
-    let before = state.in_flight.len() + state.queue.len();
+    let before = state.in_flight.len() + state.queue.as_ref().map_or(0, |queue| queue.len());
     Some(Standing::Loaded(before as u64 + unread))
 }
 

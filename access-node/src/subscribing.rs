@@ -1,5 +1,4 @@
-//! SUBSCRIBE and UNSUBSCRIBE of a connection, and the retained messages that a new subscription
-//! gets.
+//! SUBSCRIBE and UNSUBSCRIBE of a connection.
 
 use std::sync::Arc;
 
@@ -8,15 +7,13 @@ use moorline_mqtt::{
     Packet, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, SubscriptionOptions, TopicFilter,
     Unsubscribe,
 };
-use moorline_router::{Append, Appended, Message, Origin};
 
 use crate::close_reason::CloseReason;
 use crate::connection::{Connection, PendingAnswer};
 use crate::inbound::Turn;
-use crate::node::Node;
-use crate::outbound::Corked;
-use crate::publish::{Durable, FanOut};
-use crate::session::{HeldSubscription, Session};
+use crate::refusal::{Refusal, reason_properties};
+use crate::retained_feed::Fed;
+use crate::session::HeldSubscription;
 use crate::subscriptions::Subscriber;
 
 impl Connection {
@@ -26,7 +23,7 @@ impl Connection {
         turn: &mut Turn,
     ) -> Result<(), CloseReason> {
         let mut reasons = Vec::with_capacity(subscribe.filters.len());
-        let mut retained = Vec::new();
+        let mut why = "";
         for (filter, options) in &subscribe.filters {
             let id = subscribe.subscription_id.unwrap_or(0);
             match self.add_subscription(filter, *options, id) {
@@ -43,26 +40,35 @@ impl Connection {
                     };
                     // A shared subscription gets none (section 4.8.2).
                     if wanted && filter.share().is_none() {
-                        let messages = self.node.retained.matching(filter);
-                        retained.push((options.qos, id, messages));
+                        self.want_retained(Fed::new(filter, options.qos, id));
                     }
                 }
-                Err(reason) => reasons.push(reason),
+                Err(refusal) => {
+                    reasons.push(refusal.reason);
+                    why = refusal.why;
+                }
             }
         }
         let changed = reasons.iter().any(|reason| !reason.is_error());
         let packet_id = subscribe.packet_id;
-        let answer = Packet::SubAck(SubAck {
-            packet_id,
-            reasons,
-            properties: None,
+        let answer = self.telling().explained(why, |text| {
+            Packet::SubAck(SubAck {
+                packet_id,
+                reasons: reasons.clone(),
+                properties: reason_properties(text),
+            })
         });
-        self.answer_when_saved(&answer, changed, turn);
+        self.answer_when_saved(answer, changed, turn)?;
         self.write_replies(turn);
-        for (qos, id, messages) in retained {
-            self.send_retained(qos, id, &messages, turn);
-        }
+        self.feed_retained(turn);
         Ok(())
+    }
+
+    /// A new subscription gets what is retained as room appears.
+    fn want_retained(&mut self, fed: Fed) {
+        let mut state = self.session.lock();
+        state.feed.get_or_insert_default().add(fed);
+        self.feeding = true;
     }
 
     pub(crate) fn on_unsubscribe(
@@ -83,26 +89,31 @@ impl Connection {
             .collect();
         let changed = reasons.contains(&ReasonCode::Success);
         let packet_id = unsubscribe.packet_id;
-        let answer = Packet::UnsubAck(SubAck {
-            packet_id,
-            reasons,
-            properties: None,
+        let answer = self.telling().explained("", |_| {
+            Packet::UnsubAck(SubAck {
+                packet_id,
+                reasons: reasons.clone(),
+                properties: None,
+            })
         });
-        self.answer_when_saved(&answer, changed, turn);
-        Ok(())
+        self.answer_when_saved(answer, changed, turn)
     }
 
     /// A persistent session's change is durable before it is acknowledged.
-    fn answer_when_saved(&mut self, answer: &Packet, changed: bool, turn: &mut Turn) {
-        let mut packet = BytesMut::new();
-        answer
-            .encode(self.version, &mut packet)
-            .expect("at most as many codes as the request had filters");
+    fn answer_when_saved(
+        &mut self,
+        packet: BytesMut,
+        changed: bool,
+        turn: &mut Turn,
+    ) -> Result<(), CloseReason> {
+        if packet.is_empty() {
+            // It must be answered, and must not be with as many codes ([MQTT-3.1.2-24]).
+            return Err(CloseReason::LimitExceeded(ReasonCode::PacketTooLarge));
+        }
         let record = {
             let mut state = self.session.lock();
             let is_ours = state.link_of(self.epoch).is_some();
-            (changed && is_ours && state.is_persistent())
-                .then(|| state.record(&self.session.client))
+            (changed && is_ours && state.keeps_inbox()).then(|| state.record(&self.session.client))
         };
         match record.map(|record| self.node.stores.sessions.save(record)) {
             None => turn.replies.extend_from_slice(&packet),
@@ -110,6 +121,7 @@ impl Connection {
                 self.put_in_line(Some(saved), PendingAnswer::Encoded(packet.freeze()));
             }
         }
+        Ok(())
     }
 
     /// Says whether the session did not hold this filter before.
@@ -118,16 +130,22 @@ impl Connection {
         filter: &TopicFilter,
         options: SubscriptionOptions,
         subscription_id: u32,
-    ) -> Result<bool, ReasonCode> {
+    ) -> Result<bool, Refusal> {
         let limits = &self.node.config;
         let plain = filter.share().map_or(filter.as_str(), |(_, filter)| filter);
         if plain.split('/').count() > limits.topic_levels_max {
-            return Err(ReasonCode::TopicFilterInvalid);
+            return Err(Refusal::new(
+                ReasonCode::TopicFilterInvalid,
+                "the filter has more levels than the server takes",
+            ));
         }
         let mut state = self.session.lock();
         if state.link_of(self.epoch).is_none() {
             // Displaced: the session is another connection's, or gone.
-            return Err(ReasonCode::UnspecifiedError);
+            return Err(Refusal::new(
+                ReasonCode::UnspecifiedError,
+                "a newer connection has this session",
+            ));
         }
         let held = state
             .subscriptions
@@ -141,7 +159,10 @@ impl Connection {
             }
             None => {
                 if state.subscriptions.len() >= limits.subscriptions_max {
-                    return Err(ReasonCode::QuotaExceeded);
+                    return Err(Refusal::new(
+                        ReasonCode::QuotaExceeded,
+                        "the device has as many subscriptions as the server takes",
+                    ));
                 }
                 let key: Arc<str> = filter.as_str().into();
                 let filter = Arc::clone(&key);
@@ -171,6 +192,9 @@ impl Connection {
 
     fn remove_subscription(&self, filter: &TopicFilter) -> bool {
         let mut state = self.session.lock();
+        if let Some(feed) = &mut state.feed {
+            feed.remove(filter.as_str());
+        }
         let before = state.subscriptions.len();
         state
             .subscriptions
@@ -179,73 +203,4 @@ impl Connection {
         drop(state);
         self.node.unsubscribe(filter.as_str(), &self.session) && removed
     }
-
-    fn send_retained(
-        &mut self,
-        qos: QoS,
-        subscription_id: u32,
-        messages: &[Arc<Message>],
-        turn: &mut Turn,
-    ) {
-        let persistent = self.session.lock().is_persistent();
-        let ids: &[u32] = if subscription_id > 0 {
-            &[subscription_id]
-        } else {
-            &[]
-        };
-        let mut appends = Vec::new();
-        for message in messages {
-            let qos = message.qos.min(qos);
-            if persistent && qos > QoS::AtMostOnce {
-                let mut message = Message {
-                    origin: Origin::Session,
-                    qos,
-                    ..Message::clone(message)
-                };
-                if !ids.is_empty() {
-                    let properties = message.properties.get_or_insert_default();
-                    properties.subscription_ids = ids.to_vec();
-                }
-                let client = self.session.client.clone();
-                appends.push(Append {
-                    client,
-                    message,
-                    fingerprint: None,
-                });
-                continue;
-            }
-            let publish = crate::outbound::for_device(self.version, message);
-            let encoded = FanOut::new(&publish).encoded(self.version, qos, true, ids);
-            let mut state = self.session.lock();
-            state.deliver_live(&encoded, message.expires_at_ms, &self.node);
-            turn.corked.add(&self.session, &mut state);
-        }
-        if !appends.is_empty() {
-            let sent = append_retained(&self.node, &self.session, appends);
-            // Nothing is answered, but the line waits for it: what the device publishes next is
-            // acknowledged after it.
-            self.put_in_line(Some(sent), PendingAnswer::Encoded(bytes::Bytes::new()));
-        }
-    }
-}
-
-fn append_retained(node: &Arc<Node>, session: &Arc<Session>, appends: Vec<Append>) -> Durable {
-    let messages: Vec<Message> = appends
-        .iter()
-        .map(|append| append.message.clone())
-        .collect();
-    let appended = node.stores.inboxes.append(appends);
-    let (node, session) = (Arc::clone(node), Arc::clone(session));
-    Box::pin(async move {
-        let outcomes = appended.await?;
-        let mut corked = Corked::new();
-        let mut state = session.lock();
-        for (outcome, message) in outcomes.iter().zip(&messages) {
-            if let Appended::Stored { position, .. } = outcome {
-                state.deliver_hint(&session.client, *position, message, &node);
-            }
-        }
-        corked.add(&session, &mut state);
-        Ok(())
-    })
 }

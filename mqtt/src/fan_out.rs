@@ -12,7 +12,7 @@ use crate::encode::{
 };
 use crate::{PacketId, Publish, QoS, Version};
 
-const DUP: u8 = 1 << 3;
+pub(crate) const DUP: u8 = 1 << 3;
 
 /// Stands where each receiver's packet identifier will.
 const PLACEHOLDER: PacketId = PacketId(NonZeroU16::MAX);
@@ -118,6 +118,63 @@ impl EncodedPublish {
     pub fn qos(&self) -> QoS {
         self.qos
     }
+
+    /// The bytes of the topic; empty where no packet can hold the message.
+    pub fn topic(&self) -> &[u8] {
+        let header = fixed_header_bytes(&self.packet);
+        self.packet
+            .get(header..)
+            .and_then(|body| body.split_first_chunk())
+            .and_then(|(length, rest)| rest.get(..usize::from(u16::from_be_bytes(*length))))
+            .unwrap_or_default()
+    }
+
+    /// A packet of MQTT 5.0 taken apart; `None` where no packet can hold the message.
+    pub(crate) fn parts(&self) -> Option<Parts<'_>> {
+        let has_packet_id = self.packet_id_at > 0;
+        let topic = self.topic();
+        let after_topic = fixed_header_bytes(&self.packet) + 2 + topic.len();
+        let block = self
+            .packet
+            .get(after_topic + if has_packet_id { 2 } else { 0 }..)?;
+        let length_bytes = varint_bytes(block)?;
+        let length = block[..length_bytes]
+            .iter()
+            .rev()
+            .fold(0, |length, byte| length << 7 | usize::from(byte & 0x7F));
+        let (properties, payload) = block[length_bytes..].split_at_checked(length)?;
+        Some(Parts {
+            first_byte: self.packet[0],
+            topic,
+            has_packet_id,
+            properties,
+            expires: self.expiry_at > 0,
+            payload,
+        })
+    }
+}
+
+/// The pieces of an encoded PUBLISH of MQTT 5.0.
+pub(crate) struct Parts<'a> {
+    pub(crate) first_byte: u8,
+    pub(crate) topic: &'a [u8],
+    pub(crate) has_packet_id: bool,
+    /// Without the length in front.
+    pub(crate) properties: &'a [u8],
+    pub(crate) expires: bool,
+    pub(crate) payload: &'a [u8],
+}
+
+/// Bytes of the Variable Byte Integer that `bytes` begin with.
+fn varint_bytes(bytes: &[u8]) -> Option<usize> {
+    Some(1 + bytes.iter().position(|byte| byte & 0x80 == 0)?)
+}
+
+fn fixed_header_bytes(packet: &[u8]) -> usize {
+    packet
+        .get(1..)
+        .and_then(varint_bytes)
+        .map_or(0, |length| 1 + length)
 }
 
 fn patch(packet: &mut [u8], at: u32, bytes: &[u8]) {

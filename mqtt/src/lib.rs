@@ -6,10 +6,11 @@
 //!
 //! Read in this order: [`packet`] (the words), [`reason`] (how things end), [`topic`] (names and
 //! filters), [`decode`] and [`encode`] (bytes), [`fan_out`] (one PUBLISH for many
-//! receivers).
+//! receivers), [`aliased`] (the same behind a topic alias).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+pub mod aliased;
 pub mod decode;
 pub mod encode;
 pub mod fan_out;
@@ -20,6 +21,7 @@ pub mod reason;
 mod stored;
 pub mod topic;
 
+pub use aliased::AliasedPublish;
 pub use bytestring::ByteString;
 pub use decode::{DecodeError, Decoder};
 pub use encode::EncodeError;

@@ -71,7 +71,7 @@ impl ReasonCode {
             Self::UnsupportedProtocolVersion => 1,
             Self::ClientIdentifierNotValid => 2,
             Self::BadUserNameOrPassword | Self::BadAuthenticationMethod => 4,
-            Self::NotAuthorized | Self::Banned => 5,
+            Self::NotAuthorized | Self::Banned | Self::TopicNameInvalid => 5,
             _ => 3,
         }
     }

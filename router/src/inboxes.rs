@@ -219,9 +219,13 @@ pub trait Inboxes: Send + Sync {
     /// wait for durability: a lost note costs a DUP flag, not a message.
     fn mark_sent(&self, client: &ClientId, position: Position, node: &NodeId, epoch: Epoch);
 
-    /// Notes the PUBREC of a QoS 2 entry. Does not wait: a lost note costs a repeated PUBLISH with
-    /// the same packet identifier, which the device discards.
-    fn mark_received(&self, client: &ClientId, position: Position);
+    /// Notes the PUBREC of a QoS 2 entry: PUBREL may be sent once that is durable. Takes its place in the
+    /// order of writes when it is called.
+    fn mark_received(
+        &self,
+        client: &ClientId,
+        position: Position,
+    ) -> BoxFuture<'static, Result<(), StoreError>>;
 
     /// Ends entries; unknown ones are ignored. Does not wait: a lost end costs a repeated delivery
     /// with the same message id.

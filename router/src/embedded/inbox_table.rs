@@ -47,6 +47,8 @@ pub(super) struct InboxState {
     /// A commit failed: `entries` are unknown until read again; positions stay what they were, so
     /// that none is given out twice.
     pub(super) stale: bool,
+    /// The overflow policy was applied since the inbox was last empty, which has been told.
+    pub(super) overflowing: bool,
 }
 
 impl InboxState {
@@ -61,6 +63,7 @@ impl InboxState {
             notes: VecDeque::new(),
             unsaved: false,
             stale: false,
+            overflowing: false,
         }
     }
 
@@ -88,6 +91,7 @@ impl InboxState {
             None => {
                 self.entries = VecDeque::new();
                 self.notes = VecDeque::new();
+                self.overflowing = false;
             }
         }
         Some(entry)

@@ -214,6 +214,13 @@ impl Transaction {
         for position in expired.unwrap_or_default() {
             self.end(client, position, EndReason::Expired)?;
         }
+        let told = |state: &mut InboxState| std::mem::replace(&mut state.overflowing, true);
+        if self.on_inbox(client, fits)? == Some(false)
+            && self.on_inbox(client, told)? == Some(false)
+        {
+            // Once, not for each message: what was dropped is counted, and said in receipts.
+            tracing::info!(%client, policy = ?limits.overflow, "inbox is full, its overflow policy applies");
+        }
         while self.on_inbox(client, fits)? == Some(false) {
             if limits.overflow != OverflowPolicy::DropOldest {
                 return Ok(false);

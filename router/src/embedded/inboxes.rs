@@ -206,9 +206,16 @@ impl Inboxes for EmbeddedStore {
         self.note(move |tx| tx.note_sent(&client, note));
     }
 
-    fn mark_received(&self, client: &ClientId, position: Position) {
+    fn mark_received(
+        &self,
+        client: &ClientId,
+        position: Position,
+    ) -> BoxFuture<'static, Result<(), StoreError>> {
         let client = client.clone();
-        self.note(move |tx| tx.note_received(&client, position));
+        let noted = self.submit(Kind::Change, 64, move |tx| {
+            tx.note_received(&client, position)
+        });
+        noted.boxed()
     }
 
     fn end(&self, ends: Vec<End>) {
