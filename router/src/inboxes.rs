@@ -59,7 +59,7 @@ pub struct InboxEntry {
 /// A part of an inbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxPage {
-    /// In order, none of them expired.
+    /// In order, none of them expired; what a device of the session was sent does not expire any more.
     pub entries: Vec<InboxEntry>,
     /// Up to where the page is complete: the last entry's position, or the tail of the inbox where
     /// there is nothing more.

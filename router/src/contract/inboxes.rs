@@ -24,6 +24,7 @@ macro_rules! inbox_contract {
             what_is_read_to_is_followed_by_what_is_appended_next,
             one_clients_inbox_is_not_anothers,
             expired_entries_are_not_read,
+            what_a_session_was_sent_does_not_expire,
             drop_oldest_makes_room,
             drop_new_keeps_what_is_there,
             a_position_that_was_sent_is_never_another_messages,
@@ -232,6 +233,29 @@ pub async fn expired_entries_are_not_read(backend: &mut dyn Backend) {
         inboxes.status(&device).await.unwrap().entries == 1
     })
     .await;
+}
+
+pub async fn what_a_session_was_sent_does_not_expire(backend: &mut dyn Backend) {
+    let inboxes = backend.start(Settings::default()).await.inboxes;
+    let device = client("device");
+    let expiring = |message: Message| Message {
+        expires_at_ms: Some(unix_ms() + 1_000),
+        ..message
+    };
+    stored(&*inboxes, &device, expiring(of_session("sent"))).await;
+    let pushed = stored(&*inboxes, &device, expiring(push("pushed"))).await;
+    let node = NodeId::from_text("node");
+    inboxes.mark_sent(&device, pushed, &node, Epoch(1));
+    stored(&*inboxes, &device, expiring(of_session("waits"))).await;
+    eventually("the others are ended", || async {
+        inboxes.status(&device).await.unwrap().entries == 1
+    })
+    .await;
+    let page = read_all(&*inboxes, &device).await;
+    assert_eq!(payloads(&page), ["sent"]);
+    assert!(page.entries[0].maybe_sent);
+    inboxes.end_session(&device).await.unwrap();
+    assert!(read_all(&*inboxes, &device).await.entries.is_empty());
 }
 
 fn limited(entries_max: u64, bytes_max: u64, overflow: OverflowPolicy) -> Settings {

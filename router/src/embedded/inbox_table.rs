@@ -28,6 +28,23 @@ pub(super) struct EntryMeta {
     pub(super) received: bool,
 }
 
+impl EntryMeta {
+    /// Whether the entry is past its time, in an inbox that was handed on up to `sent_through`.
+    pub(super) fn is_over(&self, sent_through: Position, now_ms: u64) -> bool {
+        let sent = self.position <= sent_through;
+        self.expires_at_ms.is_some_and(|at| at <= now_ms)
+            && may_expire(self.origin, sent, self.received)
+    }
+}
+
+/// Whether an expiry still means anything: a message whose delivery has begun is seen through
+/// ([MQTT-3.3.2-5], [MQTT-4.3.3-7]). A push may have been sent to a session that has ended since, so
+/// that only the device's PUBREC is beyond doubt.
+pub(super) fn may_expire(origin: Origin, sent: bool, received: bool) -> bool {
+    let begun = received || (sent && origin == Origin::Session);
+    !begun
+}
+
 /// One inbox.
 #[derive(Debug)]
 pub(super) struct InboxState {

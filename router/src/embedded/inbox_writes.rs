@@ -203,7 +203,8 @@ impl Transaction {
         }
         let now = unix_ms();
         let expired = self.on_inbox(client, |state| {
-            let is_over = |entry: &&EntryMeta| entry.expires_at_ms.is_some_and(|at| at <= now);
+            let sent_through = state.sent_through;
+            let is_over = |entry: &&EntryMeta| entry.is_over(sent_through, now);
             state
                 .entries
                 .iter()
@@ -435,9 +436,7 @@ impl Transaction {
         if let Stage::Waiting(client, position) = &record.stage {
             let expired = self.on_inbox(client, |state| {
                 let entry = state.find(*position).map(|index| state.entries[index]);
-                entry
-                    .and_then(|entry| entry.expires_at_ms)
-                    .is_some_and(|at| at <= unix_ms())
+                entry.is_some_and(|entry| entry.is_over(state.sent_through, unix_ms()))
             })?;
             let reason = if expired == Some(true) {
                 EndReason::Expired
@@ -503,6 +502,13 @@ impl Transaction {
             due.push((key.to_vec(), parsed.1, parsed.2));
         }
         for (key, client, position) in due {
+            let goes_on = self.on_inbox(&client, |state| {
+                let entry = state.find(position).map(|index| state.entries[index]);
+                entry.is_some_and(|entry| !entry.is_over(state.sent_through, now))
+            })?;
+            if goes_on == Some(true) {
+                continue;
+            }
             if !self.end(&client, position, EndReason::Expired)? {
                 self.staged.delete(key);
             }

@@ -8,6 +8,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 
 use super::engine::View;
 use super::format::{self, SentNote, Stage};
+use super::inbox_table::may_expire;
 use super::queue::Kind;
 use super::{EmbeddedStore, keys, receipts};
 use crate::{
@@ -67,14 +68,18 @@ fn read_page(
             .ok_or_else(|| StoreError::Damaged(format!("an impossible key of {client}")))?;
         last = position;
         let message = format::parse_message(&key, &value)?;
-        if message.expires_at_ms.is_some_and(|at| at <= now) {
+        let maybe_sent = position <= sent_through;
+        let received = received.contains(&position);
+        if message.expires_at_ms.is_some_and(|at| at <= now)
+            && may_expire(message.origin, maybe_sent, received)
+        {
             continue;
         }
         bytes = bytes.saturating_add(value.len());
         page.entries.push(InboxEntry {
             position,
-            maybe_sent: position <= sent_through,
-            received: received.contains(&position),
+            maybe_sent,
+            received,
             message,
         });
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use moorline_tests::device::{Arrived, Device};
-use moorline_tests::wire::{self, Connect, Packet, Publish, V5};
+use moorline_tests::wire::{self, Connect, Packet, Publish, V5, Value, property};
 
 use super::raw::Raw;
 use super::shared;
@@ -376,5 +376,45 @@ fn reasons_of_acknowledgements_are_those_of_their_packet() {
             seen.iter()
                 .any(|(kind, reason)| *kind == 4 && *reason >= 0x80)
         );
+    });
+}
+
+#[test]
+fn what_was_sent_is_seen_through_although_it_expires() {
+    run(async {
+        let gateway = shared().await;
+        let id = "acks-expired";
+        let mut device = resume(&gateway, V5, id).await;
+        device.subscribe(id, 2).await;
+        let mut publisher = Device::clean(gateway.mqtt, V5, "acks-expired-pub").await;
+        for text in ["released", "untouched"] {
+            let publish = Publish::new(id, 2, text).with(property::MESSAGE_EXPIRY, Value::Four(1));
+            publisher.publish(publish).await;
+        }
+        let one = device.next_publish().await;
+        let two = device.next_publish().await;
+        device.send(&wire::pubrec(one.packet_id)).await.unwrap();
+        device.ping().await;
+        super::pass(std::time::Duration::from_millis(1300)).await;
+        drop(device);
+        let mut device = resume(&gateway, V5, id).await;
+        let released = |packet: &Packet| match packet {
+            Packet::PubRel { packet_id, .. } => Some(*packet_id),
+            _ => None,
+        };
+        assert_eq!(
+            device.await_packet("a PUBREL", released).await,
+            one.packet_id
+        );
+        // [MQTT-4.3.3-7]: once sent, a QoS 2 message has no expiry.
+        let again = device.next_publish().await;
+        assert_eq!(
+            (again.text().as_str(), again.packet_id),
+            ("untouched", two.packet_id)
+        );
+        device.send(&wire::pubcomp(one.packet_id)).await.unwrap();
+        device.acknowledge(&again).await;
+        device.disconnect().await;
+        super::forget(&gateway, V5, id).await;
     });
 }

@@ -9,6 +9,7 @@ mod auth;
 mod connack;
 mod connect;
 mod disconnect;
+mod flow_control;
 mod publish;
 mod raw;
 mod retained;
