@@ -2,19 +2,25 @@
 
 use std::sync::Arc;
 
-use moorline_mqtt::TopicFilter;
-use moorline_router::{SessionRecord, StoreError, StoredSubscription, unix_ms};
+use moorline_mqtt::{QoS, TopicFilter};
+use moorline_router::{Epoch, Position, SessionRecord, StoreError, StoredSubscription, unix_ms};
 
 use crate::ending;
 use crate::node::Node;
 use crate::session::{HeldSubscription, Session};
+use crate::shared::SharedSubscriptions;
 use crate::subscriptions::Subscriber;
+
+/// Entries of an inbox that are looked at together.
+const PAGE_ENTRIES: usize = 256;
+const PAGE_BYTES: usize = 512 * 1024;
 
 /// Loads everything before the first device is let in.
 pub(crate) async fn run(node: &Arc<Node>) -> Result<(), StoreError> {
     let sessions = node.stores.sessions.load_all().await?;
     for record in &sessions {
         restore_session(node, record);
+        note_maybe_sent(node, record).await?;
     }
     let retained = node.stores.retained.load_all().await?;
     for message in retained {
@@ -62,6 +68,39 @@ fn restore_session(node: &Node, record: &SessionRecord) {
         disconnected_at_ms,
         record.expiry_interval_s,
     );
+}
+
+/// What had been sent in the last moments of the last process is not known. A QoS 2 message of a
+/// shared subscription that may have been is not to reach another member when this session ends
+/// [MQTT-4.8.2-5].
+async fn note_maybe_sent(node: &Node, record: &SessionRecord) -> Result<(), StoreError> {
+    let is_concerned = |held: &StoredSubscription| {
+        held.options.qos == QoS::ExactlyOnce && SharedSubscriptions::is_shared(&held.filter)
+    };
+    let was_connected = record.disconnected_at_ms.is_none();
+    if !was_connected || !record.subscriptions.iter().any(is_concerned) {
+        return Ok(());
+    }
+    let inboxes = &node.stores.inboxes;
+    let (mut after, mut last) = (Position::START, None);
+    loop {
+        let page = inboxes
+            .read(&record.client, after, PAGE_ENTRIES, PAGE_BYTES)
+            .await?;
+        let of_share =
+            page.entries.iter().rev().find(|entry| {
+                entry.message.share.is_some() && entry.message.qos == QoS::ExactlyOnce
+            });
+        last = of_share.map(|entry| entry.position).or(last);
+        if !page.more {
+            break;
+        }
+        after = page.read_to;
+    }
+    if let Some(last) = last {
+        inboxes.mark_sent(&record.client, last, &node.id, Epoch(0));
+    }
+    Ok(())
 }
 
 fn restore_subscription(node: &Node, session: &Arc<Session>, stored: &StoredSubscription) {

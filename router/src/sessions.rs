@@ -59,7 +59,7 @@ pub trait Sessions: Send + Sync {
     /// Every session, for a node that starts.
     async fn load_all(&self) -> Result<Vec<SessionRecord>, StoreError>;
 
-    /// Writes or replaces the session.
+    /// Writes or replaces the session; with a disconnected one, also how far its inbox was sent.
     fn save(&self, session: SessionRecord) -> BoxFuture<'static, Result<(), StoreError>>;
 
     /// Removes the session with its received packet identifiers (not its inbox: see [`crate::Inboxes::end_session`]).

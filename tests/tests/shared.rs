@@ -513,6 +513,45 @@ fn shared_subscriptions_and_what_waits_for_them_survive_kill_9() {
 }
 
 #[test]
+fn a_qos_2_message_that_was_sent_just_before_kill_9_is_nobody_elses() {
+    run(async {
+        let mut gateway = Gateway::start().await;
+        for ends_before in [false, true] {
+            lasting(&gateway, V5, "heir", 2).await.disconnect().await;
+            let connect =
+                session_expiry(V5, "leaver", 2).with(property::RECEIVE_MAXIMUM, Value::Two(1));
+            let mut leaver = Device::connect(gateway.mqtt, connect).await;
+            leaver.subscribe(FILTER, 2).await;
+            let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+            publish(&mut publisher, 2, 0..1).await;
+            assert_eq!(leaver.next_publish().await.text(), "0");
+            if ends_before {
+                leaver.disconnect().await;
+                let api = gateway.api();
+                eventually(Duration::from_secs(10), "it is away", || async {
+                    let answer = api.get("/v1/clients/leaver").await;
+                    (answer.json()["online"] != true).then_some(())
+                })
+                .await;
+                // Whatever is acknowledged later is durable later.
+                publish(&mut publisher, 1, 7..8).await;
+            }
+            gateway.kill9();
+            gateway.restart().await;
+            await_waiting(&gateway.api(), "leaver", 0).await;
+            let mut heir = resume(&gateway, V5, "heir").await;
+            if ends_before {
+                assert_eq!(heir.take().await.text(), "7");
+            }
+            // [MQTT-4.8.2-5].
+            heir.has_nothing().await;
+            heir.disconnect().await;
+        }
+        gateway.finish().await;
+    });
+}
+
+#[test]
 fn subscriptions_max_counts_shared_subscriptions_too() {
     run(async {
         let config = "[mqtt]\nsubscriptions_max = 2\ntopic_levels_max = 3\n";

@@ -522,26 +522,30 @@ impl Transaction {
         let clients = self.shared.inboxes.take_unsaved(SAVE_MAX);
         self.more_to_do |= clients.len() == SAVE_MAX;
         for client in clients {
-            let note = self.on_inbox(&client, |state| {
-                InboxTable::saved(state);
-                let first = state.entries.front()?.position;
-                let note = state.notes.back()?.clone();
-                let worth = first <= state.sent_through && note.through > state.sent_persisted;
-                if worth {
-                    state.sent_persisted = note.through;
-                }
-                worth.then_some(note)
-            });
-            let note = note.unwrap_or_else(|error| {
+            if let Err(error) = self.save_sent_note(&client) {
                 // The others' notes are worth keeping all the same.
                 tracing::error!(%client, %error, "how far a device was sent its inbox is not kept");
-                None
-            });
-            if let Some(note) = note.flatten() {
-                let key = keys::named(keys::SENT, client.as_str());
-                let value = format::sent_note(&key, &note);
-                self.staged.put(key, value);
             }
+        }
+        Ok(())
+    }
+
+    /// Writes down how far one inbox was sent, if something of that is still unanswered.
+    pub(super) fn save_sent_note(&mut self, client: &ClientId) -> Result<(), StoreError> {
+        let note = self.on_inbox(client, |state| {
+            InboxTable::saved(state);
+            let first = state.entries.front()?.position;
+            let note = state.notes.back()?.clone();
+            let worth = first <= state.sent_through && note.through > state.sent_persisted;
+            if worth {
+                state.sent_persisted = note.through;
+            }
+            worth.then_some(note)
+        })?;
+        if let Some(note) = note.flatten() {
+            let key = keys::named(keys::SENT, client.as_str());
+            let value = format::sent_note(&key, &note);
+            self.staged.put(key, value);
         }
         Ok(())
     }

@@ -67,9 +67,21 @@ impl Sessions for EmbeddedStore {
 
     fn save(&self, session: SessionRecord) -> BoxFuture<'static, Result<(), StoreError>> {
         let name = session.client.as_str();
+        if let Err(error) = keys::check_name(name) {
+            return async { Err(error) }.boxed();
+        }
         let key = keys::named(keys::SESSION, name);
         let value = format::session(&key, &session);
-        self.put(name, Kind::Add, key, value)
+        let cost = key.len() + value.len();
+        let save = move |tx: &mut super::Transaction| {
+            tx.staged.put(key, value);
+            if session.disconnected_at_ms.is_some() {
+                // A session that says it is disconnected says how far it was sent, too.
+                tx.save_sent_note(&session.client)?;
+            }
+            Ok(())
+        };
+        self.submit(Kind::Add, cost, save).boxed()
     }
 
     fn delete(&self, client: &ClientId) -> BoxFuture<'static, Result<(), StoreError>> {
