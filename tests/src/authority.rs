@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use rcgen::{CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Signs certificates for servers and devices, and keeps them in files.
 #[derive(Debug)]
@@ -119,6 +119,24 @@ impl Authority {
             alpn: Vec::new(),
             identity: None,
         }
+    }
+}
+
+impl Signed {
+    /// Speaks TLS as a server with this certificate.
+    ///
+    /// # Panics
+    /// When the key is not that of the certificate.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::Pkcs8(self.key_der.clone().into());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the default versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![self.der.clone()], key)
+            .expect("a key of its certificate");
+        TlsAcceptor::from(Arc::new(config))
     }
 }
 

@@ -603,3 +603,67 @@ fn a_resumed_session_of_mqtt_does_not_depend_on_the_connection_under_it() {
         gateway.finish().await;
     });
 }
+
+/// A backend that answers every call over TLS; gives the first line of each.
+async fn backend(server: &Signed) -> (SocketAddr, tokio::sync::mpsc::Receiver<String>) {
+    let acceptor = server.acceptor();
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let (calls, called) = tokio::sync::mpsc::channel(100);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = socket.accept().await {
+            // A caller that does not trust this server breaks off.
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let mut request = Vec::new();
+            while !request.ends_with(b"hello") {
+                match stream.read_u8().await {
+                    Ok(byte) => request.push(byte),
+                    Err(_) => break,
+                }
+            }
+            let request = String::from_utf8_lossy(&request).into_owned();
+            let line = request.lines().next().unwrap_or("").to_owned();
+            _ = calls.send(line).await;
+            let answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+            _ = stream.write_all(answer).await;
+            _ = stream.shutdown().await;
+        }
+    });
+    (address, called)
+}
+
+#[test]
+fn a_backend_is_called_over_tls_if_its_authority_is_known() {
+    run(async {
+        let (authority, unknown) = (Authority::new(), Authority::new());
+        let (known_at, mut known_calls) = backend(&authority.server("known")).await;
+        let (other_at, mut other_calls) = backend(&unknown.server("other")).await;
+        let rule = |name: &str, at: SocketAddr| {
+            format!(
+                "[[upstream.rules]]\nname = {name:?}\nfilter = \"up/{name}\"\nurl = \"https://localhost:{}/in\"\n\
+                 ca = {:?}\nretry = {{ attempts = 1, initial = \"10ms\", max = \"10ms\" }}\n",
+                at.port(),
+                authority.file()
+            )
+        };
+        let config = [rule("known", known_at), rule("other", other_at)].concat();
+        let gateway = Gateway::start_with(Options::config(&config)).await;
+        let mut device = Device::clean(gateway.mqtt, V5, "meter").await;
+        for topic in ["up/other", "up/known"] {
+            assert_eq!(device.publish(Publish::new(topic, 1, "hello")).await, 0);
+        }
+        let call = tokio::time::timeout(SOON, known_calls.recv())
+            .await
+            .unwrap();
+        assert_eq!(call.as_deref(), Some("POST /in HTTP/1.1"));
+        eventually(SOON, "the other call is a dead letter", || async {
+            let letters = gateway.api().get("/v1/dead-letters").await;
+            letters.text.contains("certificate").then_some(())
+        })
+        .await;
+        assert!(other_calls.try_recv().is_err(), "nothing was said to it");
+        gateway.finish().await;
+    });
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use reqwest::header::RETRY_AFTER;
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Certificate, Client, Response, StatusCode};
 
 /// Bytes of an answer that are read; more than that costs the connection its reuse.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -32,9 +32,11 @@ pub(crate) enum Attempt {
     Refused(String),
 }
 
-/// The client of all calls: no redirects, no proxy of the environment.
-pub(crate) fn client() -> Result<Client, reqwest::Error> {
+/// The client of calls: no redirects, no proxy of the environment. Certificates of backends are signed
+/// by what the system trusts, or by `authorities`.
+pub(crate) fn client(authorities: Vec<Certificate>) -> Result<Client, reqwest::Error> {
     Client::builder()
+        .tls_certs_merge(authorities)
         .redirect(Policy::none())
         .no_proxy()
         .pool_max_idle_per_host(IDLE_CONNECTIONS)

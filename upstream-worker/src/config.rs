@@ -1,6 +1,7 @@
 //! Upstream rules as they are configured.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use moorline_mqtt::TopicFilter;
@@ -39,8 +40,12 @@ pub struct Rule {
     pub name: String,
     /// MQTT topic filter.
     pub filter: String,
-    /// `http://…`, where `{client_id}` and `{topic}` stand for those of the message, percent-encoded.
+    /// `http://…` or `https://…`, where `{client_id}` and `{topic}` stand for those of the message, percent-encoded.
     pub url: String,
+    /// PEM file with the authority that signed the backend's certificate, where it is none that the
+    /// system knows.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
     /// HTTP method.
     #[serde(default = "post")]
     pub method: String,
@@ -155,6 +160,12 @@ impl Rule {
         check_name(&self.name).map_err(of("name"))?;
         parse_filter(&self.filter).map_err(of("filter"))?;
         UrlTemplate::parse(&self.url).map_err(of("url"))?;
+        if let Some(path) = &self.ca {
+            if !self.url.starts_with("https://") {
+                return Err(("ca", "has no use while url is not https://".to_owned()));
+            }
+            read_authorities(path).map_err(of("ca"))?;
+        }
         parse_method(&self.method).map_err(of("method"))?;
         for (name, value) in &self.headers {
             parse_header(name, value).map_err(of("headers"))?;
@@ -173,6 +184,19 @@ impl Rule {
             return Err(("retry.max", "must be at least retry.initial".to_owned()));
         }
         Ok(())
+    }
+}
+
+/// The certificates of a rule's `ca`.
+pub(crate) fn read_authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, String> {
+    let pem = std::fs::read(path)
+        .map_err(|error| format!("cannot be read: {}: {error}", path.display()))?;
+    match reqwest::Certificate::from_pem_bundle(&pem) {
+        Ok(found) if !found.is_empty() => Ok(found),
+        _ => Err(format!(
+            "must be a PEM file with \"BEGIN CERTIFICATE\", {} is not",
+            path.display()
+        )),
     }
 }
 
@@ -247,6 +271,14 @@ mod tests {
         error(|r| r.filter = "a/#/b".into(), "(orders): filter ");
         error(|r| r.filter = "$share/g/a".into(), "(orders): filter ");
         error(|r| r.url = "ftp://x/".into(), "(orders): url ");
+        error(|r| r.ca = Some("/no/such.pem".into()), "(orders): ca ");
+        error(
+            |r| {
+                r.url = "https://h/".into();
+                r.ca = Some("/no/such.pem".into());
+            },
+            "(orders): ca cannot be read: /no/such.pem",
+        );
         error(|r| r.method = "GET".into(), "(orders): method ");
         error(|r| r.timeout = Duration::ZERO, "(orders): timeout ");
         error(|r| r.concurrency = 0, "(orders): concurrency ");

@@ -18,13 +18,9 @@ pub(crate) struct UrlTemplate(String);
 
 impl UrlTemplate {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let Some(rest) = text.strip_prefix("http://") else {
-            return Err(match text.starts_with("https://") {
-                true => format!(
-                    "{text:?} must begin with http://: calls over TLS are not supported yet"
-                ),
-                false => format!("{text:?} must begin with http://"),
-            });
+        let schemes = ["http://", "https://"];
+        let Some(rest) = schemes.iter().find_map(|scheme| text.strip_prefix(scheme)) else {
+            return Err(format!("{text:?} must begin with http:// or https://"));
         };
         let host = rest.split(['/', '?', '#']).next().unwrap_or("");
         if host.contains(['{', '}']) {
@@ -225,8 +221,9 @@ mod tests {
     #[test]
     fn a_template_is_refused_for_a_reason() {
         let error = |text: &str| UrlTemplate::parse(text).unwrap_err();
-        assert!(error("https://b/").contains("TLS"));
-        assert!(error("b/x").contains("must begin with http://"));
+        assert!(UrlTemplate::parse("https://b/{topic}").is_ok());
+        assert!(error("b/x").contains("must begin with http:// or https://"));
+        assert!(error("ftp://b/x").contains("must begin with http:// or https://"));
         assert!(error("http://{client_id}.b/").contains("host"));
         assert!(error("http://b/{client}").contains("unknown placeholder at \"{client}\""));
         assert!(error("http://").contains("not a URL"));

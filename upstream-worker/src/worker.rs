@@ -76,9 +76,15 @@ pub(crate) fn partitions(
     stop: &watch::Receiver<bool>,
 ) -> Result<Vec<Partition>, String> {
     config.validate()?;
-    let client = call::client().map_err(|error| format!("no HTTP client: {error}"))?;
+    let new_client =
+        |authorities| call::client(authorities).map_err(|error| format!("no HTTP client: {error}"));
+    let shared_client = new_client(Vec::new())?;
     let mut workers = Vec::new();
     for rule in &config.rules {
+        let client = match &rule.ca {
+            Some(path) => new_client(crate::config::read_authorities(path)?)?,
+            None => shared_client.clone(),
+        };
         let shared = Arc::new(Shared {
             metrics: Metrics::new(&rule.name),
             permits: Semaphore::new(usize::from(rule.concurrency)),
