@@ -135,3 +135,27 @@ fn a_session_expiry_interval_of_zero_is_as_good_as_none() {
         }
     });
 }
+
+#[test]
+fn a_refusal_has_no_session_and_ends_the_connection() {
+    run(async {
+        let gateway = shared().await;
+        let id = "connack-refusal";
+        Device::connect(gateway.mqtt, kept_for(id, 60))
+            .await
+            .disconnect()
+            .await;
+        let connect = kept_for(id, 60).with(0x15, Value::Text(b"unknown".to_vec()));
+        let mut raw = Raw::open(gateway.mqtt).await;
+        raw.send(&wire::connect(&connect)).await;
+        let answer = raw.frames_to_end().await;
+        assert_eq!(answer.len(), 1, "{answer:02x?}");
+        assert_eq!((answer[0].first, answer[0].body[0]), (0x20, 0));
+        assert!(answer[0].body[1] >= 0x80);
+        // The session that the refused one did not get is still there.
+        let back = Device::connect(gateway.mqtt, kept_for(id, 60)).await;
+        assert!(back.session_present);
+        back.disconnect().await;
+        super::forget(&gateway, V5, id).await;
+    });
+}

@@ -5,11 +5,13 @@
 //! client ids: both begin with its chapter.
 
 mod acks;
+mod aliases;
 mod auth;
 mod connack;
 mod connect;
 mod disconnect;
 mod flow_control;
+mod packet_size;
 mod publish;
 mod raw;
 mod retained;

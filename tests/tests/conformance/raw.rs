@@ -22,6 +22,11 @@ impl Frame {
     pub(crate) fn kind(&self) -> u8 {
         self.first >> 4
     }
+
+    /// How long it was on the wire (for the short packets of these tests).
+    pub(crate) fn length(&self) -> usize {
+        self.body.len() + if self.body.len() < 128 { 2 } else { 3 }
+    }
 }
 
 /// A socket that says and shows everything.
