@@ -1,5 +1,6 @@
 //! SUBSCRIBE and UNSUBSCRIBE of a connection.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -16,6 +17,9 @@ use crate::retained_feed::Fed;
 use crate::session::HeldSubscription;
 use crate::subscriptions::Subscriber;
 
+/// Beyond so many in one UNSUBSCRIBE it pays to gather what is held first.
+const FEW_FILTERS: usize = 32;
+
 impl Connection {
     pub(crate) fn on_subscribe(
         &mut self,
@@ -24,9 +28,19 @@ impl Connection {
     ) -> Result<(), CloseReason> {
         let mut reasons = Vec::with_capacity(subscribe.filters.len());
         let mut why = "";
-        for (filter, options) in &subscribe.filters {
+        // Each filter is compared with those held: a packet with more of them than anyone may hold
+        // would keep the thread from other devices.
+        let filters_max = self.node.config.subscriptions_max;
+        for (at, (filter, options)) in subscribe.filters.iter().enumerate() {
             let id = subscribe.subscription_id.unwrap_or(0);
-            match self.add_subscription(filter, *options, id) {
+            let added = match at < filters_max {
+                true => self.add_subscription(filter, *options, id),
+                false => Err(Refusal::new(
+                    ReasonCode::QuotaExceeded,
+                    "more filters in one packet than subscriptions a device may have",
+                )),
+            };
+            match added {
                 Ok(is_new) => {
                     reasons.push(match options.qos {
                         QoS::AtMostOnce => ReasonCode::Success,
@@ -76,11 +90,13 @@ impl Connection {
         unsubscribe: &Unsubscribe,
         turn: &mut Turn,
     ) -> Result<(), CloseReason> {
+        let held = (unsubscribe.filters.len() > FEW_FILTERS).then(|| self.filters_held());
+        let is_held = |filter: &str| held.as_ref().is_none_or(|held| held.contains(filter));
         let reasons: Vec<ReasonCode> = unsubscribe
             .filters
             .iter()
             .map(|filter| {
-                if self.remove_subscription(filter) {
+                if is_held(filter.as_str()) && self.remove_subscription(filter) {
                     ReasonCode::Success
                 } else {
                     ReasonCode::NoSubscriptionExisted
@@ -97,6 +113,12 @@ impl Connection {
             })
         });
         self.answer_when_saved(answer, changed, turn)
+    }
+
+    fn filters_held(&self) -> HashSet<Arc<str>> {
+        let state = self.session.lock();
+        let filters = state.subscriptions.iter();
+        filters.map(|held| Arc::clone(&held.filter)).collect()
     }
 
     /// A persistent session's change is durable before it is acknowledged.

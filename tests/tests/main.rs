@@ -5,6 +5,7 @@
     reason = "a test speaks to the person who runs it"
 )]
 
+mod abuse;
 mod conformance;
 mod disk_full;
 mod interop;
