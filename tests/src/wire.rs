@@ -149,6 +149,13 @@ impl Publish {
         self
     }
 
+    /// With a packet identifier.
+    #[must_use]
+    pub fn with_id(mut self, packet_id: u16) -> Self {
+        self.packet_id = packet_id;
+        self
+    }
+
     /// With one more property.
     #[must_use]
     pub fn with(mut self, id: u8, value: Value) -> Self {

@@ -13,7 +13,7 @@ mod disconnect;
 mod flow_control;
 mod packet_size;
 mod publish;
-mod raw;
+pub(crate) mod raw;
 mod retained;
 mod sessions;
 mod subscribe;
