@@ -473,6 +473,13 @@ mod tests {
         }
     }
 
+    /// Each connected device has one, besides what the record layer allocates for its keys.
+    #[test]
+    fn an_idle_connection_is_small() {
+        let size = size_of::<Tls>();
+        assert!(size <= 1400, "Tls grew to {size} bytes");
+    }
+
     #[test]
     fn writing_goes_on_between_the_parts_of_a_torn_record() {
         let mut pair = Pair::new(&TLS13);
@@ -484,6 +491,24 @@ mod tests {
             assert_eq!(pair.client_hears(), b"meanwhile");
         }
         assert_eq!(pair.heard[..], [7; 5000]);
+    }
+
+    #[test]
+    fn a_message_may_be_torn_over_many_records_while_others_look() {
+        for version in [&TLS12, &TLS13] {
+            let mut pair = Pair::new(version);
+            let hello = pair.client_says();
+            let (header, payload) = hello.split_at(5);
+            for part in payload.chunks(40) {
+                let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+                pair.server_hears(&[&header[..3], &length, part].concat(), 7)
+                    .unwrap();
+                // As a deliverer would, with nothing new from the peer.
+                pair.tls.advance(Saying::Nothing).unwrap();
+            }
+            pair.client_hears();
+            pair.shake_hands(1000);
+        }
     }
 
     #[test]

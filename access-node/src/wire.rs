@@ -128,6 +128,8 @@ impl Wire {
         let result = tls.write(self.stream(), unsent);
         if result.is_err() {
             tls.forget_sealed();
+            // Not only the network fails here but also keys that are used up: let the reader see it.
+            let _ = SockRef::from(self.stream()).shutdown(std::net::Shutdown::Both);
         }
         // Under the lock: the reader signals what it has to answer as well.
         self.note_unsent(result.is_ok() && (tls.has_sealed() || !unsent.is_empty()));
