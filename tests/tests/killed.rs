@@ -356,3 +356,49 @@ fn a_qos_2_message_arrives_once_though_the_gateway_is_killed_in_the_middle() {
         gateway.finish().await;
     });
 }
+
+#[test]
+fn a_qos_2_push_whose_release_was_sent_is_never_sent_again_by_a_killed_gateway() {
+    run(async {
+        let mut gateway = Gateway::start().await;
+        let mut random = Random::announced("release and kill");
+        for round in 0..rounds() {
+            for version in [V3, V5] {
+                let id = format!("car-{version}-{round}");
+                let topic = format!("d/{id}/push");
+                let mut device = resume(&gateway, version, &id).await;
+                let body = serde_json::json!({
+                    "to": {"client": id}, "topic": topic, "payload": "once", "qos": 2
+                });
+                let api = gateway.api();
+                api.post("/v1/push", &body).await.expect(202);
+                let publish = device.next_publish().await;
+                device.send(&wire::pubrec(publish.packet_id)).await.unwrap();
+                let released = device
+                    .await_packet("a PUBREL", |packet| match packet {
+                        Packet::PubRel { packet_id, .. } => Some(*packet_id),
+                        _ => None,
+                    })
+                    .await;
+                assert_eq!(released, publish.packet_id);
+                // From here on the device has forgotten the identifier, whether or not the gateway
+                // gets to hear of it.
+                if random.below(2) == 0 {
+                    device.send(&wire::pubcomp(released)).await.unwrap();
+                }
+            }
+            gateway.kill9();
+            gateway.restart().await;
+            for version in [V3, V5] {
+                let id = format!("car-{version}-{round}");
+                let mut device = resume(&gateway, version, &id).await;
+                assert!(device.session_present);
+                // Whatever waited comes before what is accepted now.
+                gateway.api().push_text(&id, "marker").await;
+                assert_eq!(device.take().await.text(), "marker");
+                device.disconnect().await;
+            }
+        }
+        gateway.finish().await;
+    });
+}
