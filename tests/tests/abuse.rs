@@ -3,10 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use moorline_tests::authority::Authority;
 use moorline_tests::device::{Arrived, Device};
 use moorline_tests::waiting::SOON;
 use moorline_tests::wire::{self, Connect, PINGREQ, Packet, Publish, V3, V5, Will};
-use moorline_tests::{Gateway, Options, eventually};
+use moorline_tests::{Gateway, Options, Random, eventually};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -477,6 +478,50 @@ fn qos_2_identifiers_that_are_never_released_are_bounded() {
             }
             attacked.watched.is_served().await;
         }
+        attacked.recovers().await;
+    });
+}
+
+#[test]
+fn garbage_instead_of_tls_leaves_nothing() {
+    run(async {
+        let authority = Authority::new();
+        let server = authority.server("s");
+        let config = format!(
+            "[mqtt]\nhandshake_timeout = \"2s\"\n\n[[listeners]]\nname = \"tls\"\nprotocol = \"mqtt\"\n\
+             address = \"127.0.0.1:0\"\ntls = {{ certificate = {:?}, key = {:?} }}\n",
+            server.certificate, server.key
+        );
+        let mut attacked = Attacked::start(&config).await;
+        let mut random = Random::announced("garbage instead of TLS");
+        let mut open = Vec::new();
+        for round in 0..300 {
+            let mut bytes: Vec<u8> = (0..random.below(4_000))
+                .map(|_| u8::try_from(random.below(256)).unwrap())
+                .collect();
+            // A record that says it is a handshake, of a length that never comes.
+            if round % 2 == 0 {
+                bytes.splice(0..0, [0x16, 3, 1, 0x3F, 0xFF, 1, 0, 0x3F]);
+            }
+            let mut stream = TcpStream::connect(attacked.gateway.further[0])
+                .await
+                .unwrap();
+            // The server may close while this is written.
+            _ = stream.write_all(&bytes).await;
+            open.push(stream);
+            if round % 50 == 0 {
+                attacked.watched.is_served().await;
+            }
+        }
+        for stream in &mut open {
+            is_closed(stream).await;
+        }
+        let stream = authority
+            .client()
+            .connect(attacked.gateway.further[0])
+            .await;
+        let device = Device::try_connect_on(stream.unwrap(), Connect::new(V5, "proper")).await;
+        device.unwrap().ping().await;
         attacked.recovers().await;
     });
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use moorline_tests::device::{Arrived, Device};
 use moorline_tests::waiting::SOON;
-use moorline_tests::wire::{self, Connect, Packet, Publish, V3, V5};
+use moorline_tests::wire::{self, Connect, Packet, Publish, V3, V5, Will};
 use moorline_tests::{Api, Gateway, Options, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -475,6 +475,54 @@ fn a_flood_of_refusals_is_no_flood_of_log_lines() {
             .filter(|line| line.contains("connection refused"))
             .count();
         assert!((1..100).contains(&lines), "{lines} lines");
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn topics_with_too_many_levels_are_refused_wherever_they_stand() {
+    run(async {
+        let gateway = Gateway::start_with(Options::config("[mqtt]\ntopic_levels_max = 4\n")).await;
+        let with_will = |version, topic: &str| {
+            Connect::new(version, "mortal").with_will(Will {
+                topic: topic.to_owned(),
+                payload: b"gone".to_vec(),
+                ..Will::default()
+            })
+        };
+        for bad in ["a/b/c/d/e", "d/x/c/d/e", "$SYS/x"] {
+            assert_eq!(
+                attempt(&gateway, &with_will(V5, bad)).await.code(),
+                Some(0x90),
+                "{bad}"
+            );
+            let old = attempt(&gateway, &with_will(V3, bad)).await.code();
+            assert!(old.is_some_and(|code| code > 0), "{bad}: {old:?}");
+            let mut device = Device::clean(gateway.mqtt, V5, "d").await;
+            assert_eq!(
+                device.publish(Publish::new(bad, 1, "x")).await,
+                0x90,
+                "{bad}"
+            );
+            assert_eq!(
+                device.publish(Publish::new(bad, 2, "x")).await,
+                0x90,
+                "{bad}"
+            );
+            device.ping().await;
+        }
+        let mut device = Device::clean(gateway.mqtt, V5, "d").await;
+        for bad in ["a/b/c/d/e", "a/+/c/d/#", "$share/g/a/b/c/d/#"] {
+            assert_eq!(device.subscribe(bad, 0).await, 0x8F, "{bad}");
+        }
+        for good in ["a/b/c/d", "a/b/c/#", "$share/g/a/b/c/d"] {
+            assert_eq!(device.subscribe(good, 0).await, 0, "{good}");
+        }
+        assert_eq!(
+            attempt(&gateway, &with_will(V5, "a/b/c/d")).await.code(),
+            Some(0)
+        );
+        assert_eq!(device.take().await.text(), "gone");
         gateway.finish().await;
     });
 }
