@@ -19,7 +19,7 @@ use crate::session::{Link, Session};
 use crate::timers::Timer;
 
 /// How long the end of a connection waits for what was sent before it.
-const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Until a will is published again that the stores did not take.
 const WILL_RETRY_MS: u64 = 10_000;
 /// How long a peer has to take a goodbye before its socket is dropped.
@@ -36,6 +36,7 @@ pub(crate) async fn finish(mut connection: Box<Connection>, reason: CloseReason)
         node.note_flap(&session.client, reason);
     }
     settle_pending(&mut connection).await;
+    node.handovers.settled(&session, connection.epoch);
     {
         let _owning = node.owning(&session.client).await;
         let link = {

@@ -14,7 +14,7 @@ use bytestring::ByteString;
 use moorline_mqtt::{
     ConnAck, ConnAckProperties, Connect, DecodeError, Decoder, Packet, ReasonCode, Version,
 };
-use moorline_router::{ClientId, Epoch, StoreError, StoredWill};
+use moorline_router::{ClientId, Epoch, Position, StoreError, StoredWill};
 use tokio::net::TcpStream;
 
 use crate::admission::HalfOpen;
@@ -470,11 +470,13 @@ async fn take_session(
     expiry_interval_s: u32,
 ) -> Result<(Arc<Session>, bool), HandshakeError> {
     if let Some(session) = node.session(client) {
-        let (old, resumes) = {
+        let (settled, old, resumes) = {
             let mut state = session.lock();
             let resumes = state.is_persistent() && !connect.clean_start && !state.ended;
-            (take_over(&mut state), resumes)
+            let settled = node.handovers.await_settled(&state);
+            (settled, take_over(&mut state), resumes)
         };
+        settled.wait(ending::PENDING_TIMEOUT).await;
         if let Some(mut old) = old {
             node.metrics.closed(CloseReason::TakenOver);
             ending::will_of_taken_over(node, client, &mut old, resumes).await;
@@ -515,9 +517,16 @@ fn take_over(state: &mut crate::session::State) -> Option<Link> {
 /// the acknowledgements of the connection before, so that nothing acknowledged is read again.
 async fn forget_deliveries(node: &Node, client: &ClientId) -> Result<(), HandshakeError> {
     let inboxes = &node.stores.inboxes;
-    if let [Some(_)] = inboxes.tails(std::slice::from_ref(client)).await?[..]
-        && inboxes.end_session(client).await? > 0
-    {
+    let known = matches!(
+        inboxes.tails(std::slice::from_ref(client)).await?[..],
+        [Some(_)]
+    );
+    // Of what waits since before a restart the tails know nothing.
+    let waits = known || {
+        let page = inboxes.read(client, Position::START, 1, 1).await?;
+        !page.entries.is_empty()
+    };
+    if waits && inboxes.end_session(client).await? > 0 {
         redispatch::from_inbox(node, client).await?;
     }
     Ok(())
@@ -606,6 +615,7 @@ fn attach(
         unsent: BytesMut::new(),
         corked: false,
         closing: None,
+        settled: false,
         // A will is kept as long as the connection: it must not hold on to the read buffer.
         will: connect.will.as_ref().map(|will| Box::new(will.copied())),
         is_new: !session_present,

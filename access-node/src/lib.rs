@@ -8,7 +8,8 @@
 //! message goes) → `outbound` (how it reaches a socket) → `ending`. `local_nodes` is how services of the same process reach the node. Beside that: `session` and
 //! `wire` (what is shared), `peer`, `listener_config` and `certificates` (who comes, and where),
 //! `threads`, `reader`, `proxy`, `tls` and `ws` (bytes), `subscriptions` and `retained` (indexes),
-//! `deadlines` and `timers` (time), `rate` (how much in a second), `bans` and `flapping`, `close_reason`.
+//! `deadlines` and `timers` (time), `rate` (how much in a second), `bans` and `flapping`, `handovers`
+//! (of a displaced connection), `close_reason`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
@@ -23,6 +24,7 @@ mod connection;
 mod deadlines;
 mod ending;
 mod flapping;
+mod handovers;
 mod handshake;
 mod inbound;
 mod listener;

@@ -18,6 +18,7 @@ use crate::close_reason::{CloseReason, Refusal};
 use crate::config::Config;
 use crate::deadlines::{Clock, Wheel};
 use crate::flapping::FlappingClients;
+use crate::handovers::Handovers;
 use crate::metrics::Metrics;
 use crate::rate::{DeviceRates, LogLimit};
 use crate::retained::RetainedMessages;
@@ -48,6 +49,7 @@ pub(crate) struct Node {
     pub(crate) clock: Clock,
     pub(crate) wheel: Wheel,
     pub(crate) timers: Timers,
+    pub(crate) handovers: Handovers,
     pub(crate) metrics: Metrics,
     pub(crate) bans: Arc<Bans>,
     pub(crate) admission: Admission,
@@ -89,6 +91,7 @@ impl Node {
             clock: Clock::new(),
             wheel: Wheel::new(),
             timers: Timers::default(),
+            handovers: Handovers::default(),
             metrics: Metrics::new(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             hasher: RandomState::new(),

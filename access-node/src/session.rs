@@ -131,6 +131,8 @@ pub(crate) struct Link {
     pub(crate) corked: bool,
     /// Why the connection is being closed; no more is sent.
     pub(crate) closing: Option<CloseReason>,
+    /// Its task takes no more packets, and what it took is stored or refused.
+    pub(crate) settled: bool,
     pub(crate) will: Option<Box<Will>>,
     /// The session began with this connection: the device remembers nothing of an earlier one.
     pub(crate) is_new: bool,

@@ -22,6 +22,21 @@ impl Random {
         Self(seed)
     }
 
+    /// The choices of this seed.
+    pub fn from_seed(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The seed of the choices that follow.
+    pub fn seed(&self) -> u64 {
+        self.0
+    }
+
+    /// True once in `times`, at random.
+    pub fn one_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+
     /// The next number.
     #[allow(
         clippy::should_implement_trait,

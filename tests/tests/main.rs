@@ -12,6 +12,7 @@ mod interop;
 mod killed;
 mod limits;
 mod malformed;
+mod model;
 mod negotiated;
 mod operations;
 mod proxy;
