@@ -435,8 +435,9 @@ async fn begin_owned(
     if !session_present {
         forget_deliveries(node, client).await?;
     }
-    let received = load_received(node, &session, session_present).await?;
     save(node, &session, connect, epoch).await?;
+    // Behind that write, so that what the connection before has noted is seen.
+    let received = load_received(node, &session, session_present).await?;
     attach(node, &session, &asked, granted, epoch, session_present);
     node.metrics.connections.increment(1.0);
     node.metrics.connects_accepted.increment(1);

@@ -26,13 +26,20 @@ struct Link {
     replies: VecDeque<Packet>,
 }
 
+/// A QoS 2 publish of a client between PUBREC and PUBCOMP.
+struct Unreleased {
+    publish: Publish,
+    /// The gateway has durably noted that it went on; until then a kill may make a repetition go on again.
+    noted: bool,
+}
+
 pub(crate) struct Walk<'a> {
     gateway: &'a mut Gateway,
     random: Random,
     world: World,
     links: Vec<Option<Link>>,
     /// QoS 2 publishes of each client between PUBREC and PUBCOMP.
-    unreleased: Vec<BTreeMap<u16, Publish>>,
+    unreleased: Vec<BTreeMap<u16, Unreleased>>,
     name: String,
     next_number: u64,
     trace: Vec<String>,
@@ -261,11 +268,12 @@ impl<'a> Walk<'a> {
     }
 
     fn will(&mut self, at: usize) -> Will {
+        let qos = self.random.below(3) as u8;
         Will {
             topic: self.topic(),
             payload: self.payload(),
-            qos: self.random.below(3) as u8,
-            retain: self.random.one_in(5),
+            qos,
+            retain: qos > 0 && self.random.one_in(4),
             delayed: self.world.clients[at].version == V5 && self.random.one_in(2),
         }
     }
@@ -397,7 +405,7 @@ impl<'a> Walk<'a> {
             for at in 0..self.world.clients.len() {
                 self.world.disconnect(at, true);
             }
-            self.world.all_is_durable();
+            self.all_is_durable(None);
             self.gateway.restart().await;
         }
         self.connect_observer().await;
@@ -540,7 +548,8 @@ impl<'a> Walk<'a> {
             return;
         };
         let mut publish = Publish::new(&self.topic(), qos, self.payload());
-        if self.random.one_in(5) {
+        // What is retained of QoS 0 is lost with the process, maybe.
+        if qos > 0 && self.random.one_in(4) {
             publish.retain = true;
             if self.random.one_in(3) {
                 publish.payload.clear();
@@ -553,10 +562,20 @@ impl<'a> Walk<'a> {
         let stored = self.world.publish(at, &publish, Certainty::Certain, None);
         self.send_publish(at, &publish).await;
         if stored {
-            self.world.all_is_durable();
+            self.all_is_durable(Some((at, packet_id)));
         }
         if qos == 2 && self.random.one_in(2) {
             self.release(at, packet_id).await;
+        }
+    }
+
+    /// Everything told to the stores before has reached the disk, but not what follows from `just_now`.
+    fn all_is_durable(&mut self, just_now: Option<(usize, u16)>) {
+        self.world.all_is_durable();
+        for (at, unreleased) in self.unreleased.iter_mut().enumerate() {
+            for (id, held) in unreleased {
+                held.noted |= just_now != Some((at, *id));
+            }
         }
     }
 
@@ -581,7 +600,11 @@ impl<'a> Walk<'a> {
                         _ => None,
                     })
                     .await;
-                self.unreleased[at].insert(id, publish.clone());
+                let publish = publish.clone();
+                let noted = false;
+                self.unreleased[at]
+                    .entry(id)
+                    .or_insert(Unreleased { publish, noted });
                 reason
             }
         };
@@ -621,9 +644,13 @@ impl<'a> Walk<'a> {
         if self.random.one_in(2) {
             return self.release(at, id).await;
         }
-        let mut again = self.unreleased[at][&id].clone();
+        let held = &self.unreleased[at][&id];
+        let (mut again, noted) = (held.publish.clone(), held.noted);
         again.dup = true;
         self.note(format!("{at} repeats {}", short_publish(&again)));
+        if !noted {
+            self.world.repeat(at, &again, true);
+        }
         self.send_publish(at, &again).await;
     }
 

@@ -194,22 +194,26 @@ impl Client {
         let one_lane = self.is_persistent();
         let mut passed = Vec::new();
         let mut found = None;
+        // The same message may be due twice; one that must come is taken for it rather than one that may.
+        let mut doubtful_copy = None;
         // A member of the group that is being looked through which may not be passed over.
         let mut owed: Option<&Due> = None;
         for (at, due) in self.due.iter().enumerate() {
             if !matches!(due.stage, Stage::Waits { .. }) || !(one_lane || due.push == is_push) {
                 continue;
             }
-            if let Some(owed) = owed
-                && (due.group.is_none() || owed.group != due.group)
-            {
-                return Err(format!("{} was to come first", owed.describe()));
-            }
-            // The same message may be due twice, then its packet identifier tells which.
-            let other_copy = due.doubtful && due.packet_id.is_some_and(|before| before != id);
-            if due.is(publish, self.version) && !other_copy {
-                found = Some(at);
+            if owed.is_some_and(|owed| due.group.is_none() || owed.group != due.group) {
                 break;
+            }
+            if due.is(publish, self.version) {
+                if !due.doubtful || due.packet_id == Some(id) {
+                    found = Some(at);
+                    break;
+                }
+                if due.packet_id.is_none() {
+                    doubtful_copy = doubtful_copy.or(Some(at));
+                }
+                continue;
             }
             if due.doubtful || due.may_be_released_instead() {
                 passed.push(due.order);
@@ -217,7 +221,7 @@ impl Client {
                 owed = Some(due);
             }
         }
-        let Some(at) = found else {
+        let Some(at) = found.or(doubtful_copy) else {
             return Err(match owed {
                 Some(owed) => format!("{} was to come first", owed.describe()),
                 None => "nothing of the kind is due".into(),
@@ -244,9 +248,10 @@ impl Client {
         due.unpublished = false;
         due.stage = Stage::Sent { received };
         // Whatever doubtful was passed over has ended, but for what may still come in the same group.
+        let found_order = due.order;
         let group = due.group;
         self.due.retain(|due| {
-            !(due.doubtful && passed.contains(&due.order))
+            !(due.doubtful && due.order < found_order && passed.contains(&due.order))
                 || (group.is_some() && due.group == group)
         });
         if self.in_flight() > self.window {
@@ -398,10 +403,10 @@ impl Due {
     }
 
     fn forget_pubrel(&mut self) {
-        match &mut self.stage {
-            Stage::Waits { received } if *received == Received::Yes => *received = Received::Maybe,
-            Stage::Released => self.stage = Stage::Recorded,
-            _ => {}
+        if let Stage::Waits { received } = &mut self.stage
+            && *received == Received::Yes
+        {
+            *received = Received::Maybe;
         }
     }
 
@@ -533,6 +538,9 @@ impl World {
             client
                 .live
                 .retain(|due| due.order <= before || may_double || at == from);
+            for due in client.due.iter_mut().chain(&mut client.live) {
+                due.unpublished = false;
+            }
         }
     }
 
@@ -655,11 +663,6 @@ impl World {
 
     /// The process was killed and is back.
     pub(crate) fn killed(&mut self) {
-        if !PUBREL_IS_DURABLE {
-            for due in self.clients.iter_mut().flat_map(|client| &mut client.due) {
-                due.forget_pubrel();
-            }
-        }
         for client in &mut self.clients {
             client.all_is_read();
             let again: Vec<Due> = std::mem::take(&mut client.ended);
@@ -667,6 +670,11 @@ impl World {
             client.due.sort_by_key(|due| due.order);
         }
         self.stopped();
+        if !PUBREL_IS_DURABLE {
+            for due in self.clients.iter_mut().flat_map(|client| &mut client.due) {
+                due.forget_pubrel();
+            }
+        }
         let group = self.next_order + 1;
         for at in 0..self.clients.len() {
             let goes_on = self.clients[at].session.is_some();
