@@ -24,8 +24,9 @@ fn sessions_behave_as_their_model_says_whatever_happens() {
     run(async {
         let seed = Random::announced("model of a session").seed();
         let walks = std::env::var_os("MOORLINE_TEST_ROUNDS").map(|_| random::rounds() * 4);
-        let options =
-            Options::default().env("MOORLINE_MQTT__IN_FLIGHT_MAX", &IN_FLIGHT_MAX.to_string());
+        let options = Options::default()
+            .env("MOORLINE_MQTT__IN_FLIGHT_MAX", &IN_FLIGHT_MAX.to_string())
+            .env("MOORLINE_MQTT__FLAPPING__CLIENT_CONNECTS", "0");
         let mut gateway = Gateway::start_with(options).await;
         let started = Instant::now();
         for number in 0_u64.. {

@@ -342,7 +342,10 @@ impl<'a> Walk<'a> {
     }
 
     async fn disconnect(&mut self, at: usize) {
-        if self.random.one_in(2) {
+        // What a killed process may have retained or delayed in spite of this DISCONNECT would be a matter of its own.
+        let will = self.world.clients[at].will.as_ref();
+        let keeps_will = will.is_some_and(|will| will.retain || will.delayed);
+        if keeps_will || self.random.one_in(2) {
             self.note(format!("{at} is cut off"));
             self.links[at] = None;
             self.world.disconnect(at, true);
@@ -395,6 +398,7 @@ impl<'a> Walk<'a> {
                 .as_ref()
                 .is_some_and(|will| !(will.delayed && stays))
         };
+        self.note_ends().await;
         let kills = self.random.below(3) > 0 || self.world.clients.iter().any(publishes_a_will);
         if kills {
             self.kill().await;
@@ -409,6 +413,15 @@ impl<'a> Walk<'a> {
             self.gateway.restart().await;
         }
         self.connect_observer().await;
+    }
+
+    /// Nothing says when the end of a session has reached the disk, but a new one begins behind it.
+    async fn note_ends(&mut self) {
+        for at in 0..self.world.clients.len() {
+            if self.world.clients[at].ended_unnoted {
+                self.connect_with(at, true, false, None).await;
+            }
+        }
     }
 
     async fn kill(&mut self) {
@@ -660,6 +673,9 @@ impl<'a> Walk<'a> {
             return self.publish(at).await;
         }
         let cut = [Cut::Drop, Cut::Takeover, Cut::Kill][self.random.below(3) as usize];
+        if cut == Cut::Kill {
+            self.note_ends().await;
+        }
         let concerns = |other: usize| other == at || cut == Cut::Kill;
         let has_will = self
             .world

@@ -77,6 +77,8 @@ pub(crate) struct Subscription {
 pub(crate) struct Session {
     pub(crate) persistent: bool,
     pub(crate) subscriptions: Vec<Subscription>,
+    /// It has been persistent.
+    stored: bool,
 }
 
 /// A will.
@@ -100,6 +102,10 @@ pub(crate) struct Client {
     pub(crate) window: usize,
     pub(crate) session: Option<Session>,
     pub(crate) will: Option<Will>,
+    /// Taken away by a DISCONNECT, which a killed process may not have noted.
+    discarded_will: Option<Will>,
+    /// A stored session ended with the last connection; a process killed at once may not have noted it.
+    pub(crate) ended_unnoted: bool,
     /// The delayed will of a connection that has ended.
     pub(crate) delayed_will: Option<Will>,
     /// QoS 1 and 2.
@@ -135,6 +141,8 @@ impl Client {
             window: 0,
             session: None,
             will: None,
+            discarded_will: None,
+            ended_unnoted: false,
             delayed_will: None,
             due: Vec::new(),
             live: Vec::new(),
@@ -424,6 +432,18 @@ impl Due {
     }
 }
 
+impl Will {
+    fn publish(&self) -> Publish {
+        Publish {
+            topic: self.topic.clone(),
+            payload: self.payload.clone(),
+            qos: self.qos,
+            retain: self.retain,
+            ..Publish::default()
+        }
+    }
+}
+
 impl World {
     pub(crate) fn of(clients: Vec<Client>) -> Self {
         Self {
@@ -624,17 +644,26 @@ impl World {
         }
         let client = &mut self.clients[at];
         client.online = true;
+        client.discarded_will = None;
         client.window = window;
         client.will = will;
-        client.session.get_or_insert_default().persistent = persistent;
+        client.ended_unnoted = false;
+        let session = client.session.get_or_insert_default();
+        session.persistent = persistent;
+        session.stored |= persistent;
         resumes
     }
 
     /// A connection has ended; `with_will` unless a DISCONNECT took it away.
     pub(crate) fn disconnect(&mut self, at: usize, with_will: bool) {
         let client = &mut self.clients[at];
-        let will = client.will.take().filter(|_| with_will);
+        let will = client.will.take();
+        if !with_will {
+            client.discarded_will = will.clone();
+        }
+        let will = will.filter(|_| with_will);
         let goes_on = client.is_persistent();
+        client.ended_unnoted = !goes_on && client.session.as_ref().is_some_and(|held| held.stored);
         client.connection_ended();
         match will {
             Some(will) if will.delayed && goes_on => self.clients[at].delayed_will = Some(will),
@@ -644,20 +673,14 @@ impl World {
     }
 
     fn publish_will(&mut self, at: usize, will: &Will, group: Option<u64>) {
-        let publish = Publish {
-            topic: will.topic.clone(),
-            payload: will.payload.clone(),
-            qos: will.qos,
-            retain: will.retain,
-            ..Publish::default()
-        };
-        self.publish(at, &publish, Certainty::Certain, group);
+        self.publish(at, &will.publish(), Certainty::Certain, group);
     }
 
     /// Something became durable behind everything that had been read.
     pub(crate) fn all_is_durable(&mut self) {
         for client in &mut self.clients {
             client.ended.clear();
+            client.discarded_will = None;
         }
     }
 
@@ -684,6 +707,10 @@ impl World {
                 }
                 Some(will) => self.publish_will(at, &will, Some(group)),
                 None => {}
+            }
+            if let Some(will) = self.clients[at].discarded_will.take() {
+                let doubtful = Certainty::Doubtful;
+                self.publish(at, &will.publish(), doubtful, Some(group));
             }
         }
     }
