@@ -19,7 +19,10 @@ use crate::session::{Link, Session};
 use crate::timers::Timer;
 
 /// How long the end of a connection waits for what was sent before it.
-pub(crate) const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
+const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a newer connection waits for the one that it displaces: longer, because nothing of that one may
+/// be noted afterwards.
+pub(crate) const SETTLED_TIMEOUT: Duration = Duration::from_secs(15);
 /// Until a will is published again that the stores did not take.
 const WILL_RETRY_MS: u64 = 10_000;
 /// How long a peer has to take a goodbye before its socket is dropped.

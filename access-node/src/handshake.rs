@@ -477,7 +477,7 @@ async fn take_session(
             let settled = node.handovers.await_settled(&state);
             (settled, take_over(&mut state), resumes)
         };
-        settled.wait(ending::PENDING_TIMEOUT).await;
+        settled.wait(ending::SETTLED_TIMEOUT).await;
         if let Some(mut old) = old {
             node.metrics.closed(CloseReason::TakenOver);
             ending::will_of_taken_over(node, client, &mut old, resumes).await;

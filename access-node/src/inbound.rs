@@ -241,8 +241,8 @@ impl Connection {
     }
 
     /// The message of a stored identifier went on durably: from now on a repetition is only answered.
-    /// A lost note costs a second copy under the same message id. A displaced connection leaves none:
-    /// the identifier may be another message's by now.
+    /// A lost note costs a second copy under the same message id. Whoever displaces this connection waits
+    /// for its notes, see [`crate::handovers`].
     pub(crate) fn note_done(&self, answer: &PendingAnswer) {
         if let PendingAnswer::PubRec(id) = answer
             && let Some(message_id) = self
@@ -250,11 +250,7 @@ impl Connection {
                 .get(id)
                 .and_then(|held| held.message_id.as_ref())
         {
-            // Under the lock, so that a takeover reads what was noted or comes before it.
-            let mut state = self.session.lock();
-            if state.link_of(self.epoch).is_some() {
-                drop(self.save_received(*id, message_id, true));
-            }
+            drop(self.save_received(*id, message_id, true));
         }
     }
 

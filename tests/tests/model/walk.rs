@@ -260,9 +260,6 @@ impl<'a> Walk<'a> {
             V3 => !clean_start,
             _ => !self.random.one_in(3),
         };
-        // A session that is resumed to end with the connection keeps no order yet.
-        let resumes = !clean_start && self.world.clients[at].is_persistent();
-        let persistent = persistent || resumes;
         let will = self.random.one_in(3).then(|| self.will(at));
         self.connect_with(at, clean_start, persistent, will).await;
     }
@@ -348,6 +345,7 @@ impl<'a> Walk<'a> {
         if keeps_will || self.random.one_in(2) {
             self.note(format!("{at} is cut off"));
             self.links[at] = None;
+            self.world.clients[at].cut = true;
             self.world.disconnect(at, true);
             return;
         }
@@ -455,6 +453,9 @@ impl<'a> Walk<'a> {
                 retain_handling: if v5 { self.random.below(3) as u8 } else { 0 },
                 id,
             });
+        }
+        if !self.world.has_room_for_retained(at, &wanted) {
+            return self.acknowledge(at).await;
         }
         self.subscribe_to(at, wanted).await;
     }
@@ -707,6 +708,7 @@ impl<'a> Walk<'a> {
         match cut {
             Cut::Drop => {
                 self.links[at] = None;
+                self.world.clients[at].cut = true;
                 self.world.disconnect(at, true);
             }
             Cut::Takeover => {}

@@ -8,10 +8,6 @@ use std::collections::BTreeMap;
 
 use moorline_tests::wire::{Publish, V5, Value, property};
 
-/// Whether a device that has had PUBREL never gets the PUBLISH again, even where the process was killed.
-/// `docs/guarantees.md` allows it as yet.
-const PUBREL_IS_DURABLE: bool = false;
-
 /// One message as one client must get it.
 #[derive(Debug, Clone)]
 pub(crate) struct Due {
@@ -98,11 +94,13 @@ pub(crate) struct Client {
     pub(crate) name: String,
     pub(crate) version: u8,
     pub(crate) online: bool,
+    /// Its connection was cut without a word: the server may send to it for a while.
+    pub(crate) cut: bool,
     /// Messages in flight to it at most.
     pub(crate) window: usize,
     pub(crate) session: Option<Session>,
     pub(crate) will: Option<Will>,
-    /// Taken away by a DISCONNECT, which a killed process may not have noted.
+    /// Published, or taken away by a DISCONNECT, which a killed process may not have noted.
     discarded_will: Option<Will>,
     /// A stored session ended with the last connection; a process killed at once may not have noted it.
     pub(crate) ended_unnoted: bool,
@@ -138,6 +136,7 @@ impl Client {
             name,
             version,
             online: false,
+            cut: false,
             window: 0,
             session: None,
             will: None,
@@ -199,11 +198,18 @@ impl Client {
         }
         // Session messages and pushes have one order where they wait in one place.
         let is_push = publish.topic.starts_with("d/");
-        let one_lane = self.is_persistent();
+        let one_lane = self.session.as_ref().is_some_and(|session| session.stored);
         let mut passed = Vec::new();
         let mut found = None;
         // The same message may be due twice; one that must come is taken for it rather than one that may.
         let mut doubtful_copy = None;
+        // And one that had this packet identifier before rather than any other.
+        let is_again = |due: &Due| {
+            due.packet_id == Some(id)
+                && matches!(due.stage, Stage::Waits { .. })
+                && due.is(publish, self.version)
+        };
+        let had_id = self.due.iter().any(is_again);
         // A member of the group that is being looked through which may not be passed over.
         let mut owed: Option<&Due> = None;
         for (at, due) in self.due.iter().enumerate() {
@@ -213,7 +219,7 @@ impl Client {
             if owed.is_some_and(|owed| due.group.is_none() || owed.group != due.group) {
                 break;
             }
-            if due.is(publish, self.version) {
+            if due.is(publish, self.version) && (!had_id || due.packet_id == Some(id)) {
                 if !due.doubtful || due.packet_id == Some(id) {
                     found = Some(at);
                     break;
@@ -389,15 +395,7 @@ impl Due {
     }
 
     fn is(&self, publish: &Publish, version: u8) -> bool {
-        let mut ids: Vec<u32> = publish
-            .properties
-            .iter()
-            .filter_map(|(id, value)| match value {
-                Value::Var(number) if *id == property::SUBSCRIPTION_ID => Some(*number),
-                _ => None,
-            })
-            .collect();
-        ids.sort_unstable();
+        let ids = subscription_ids(publish);
         self.topic == publish.topic
             && self.payload == publish.payload
             && self.qos == publish.qos
@@ -408,14 +406,6 @@ impl Due {
     /// PUBREL may come at any place among the messages.
     fn may_be_released_instead(&self) -> bool {
         matches!(self.stage, Stage::Waits { received } if received != Received::No)
-    }
-
-    fn forget_pubrel(&mut self) {
-        if let Stage::Waits { received } = &mut self.stage
-            && *received == Received::Yes
-        {
-            *received = Received::Maybe;
-        }
     }
 
     fn connection_ended(&mut self) {
@@ -490,11 +480,13 @@ impl World {
             return publish.qos > 0 && found.is_some();
         }
         let mut stored = publish.qos > 0 && publish.retain;
-        if publish.retain {
+        if publish.retain && !doubtful {
             if publish.payload.is_empty() {
                 self.retained.remove(&publish.topic);
             } else {
-                self.retained.insert(publish.topic.clone(), due.clone());
+                let mut kept = due.clone();
+                kept.group = None;
+                self.retained.insert(publish.topic.clone(), kept);
             }
         }
         for at in 0..self.clients.len() {
@@ -530,6 +522,7 @@ impl World {
         self.next_order += 1;
         due.order = self.next_order;
         let client = &mut self.clients[at];
+        due.dup_allowed = client.cut;
         if due.qos == 0 {
             if client.online {
                 client.live.push(due);
@@ -562,6 +555,19 @@ impl World {
                 due.unpublished = false;
             }
         }
+    }
+
+    /// Whether there is room for the retained messages of all these at once. Where there is not, they come later,
+    /// as they are then: which ones is not followed here.
+    pub(crate) fn has_room_for_retained(&self, at: usize, wanted: &[Subscription]) -> bool {
+        let client = &self.clients[at];
+        let matching = |one: &Subscription| {
+            let topics = self.retained.keys();
+            topics.filter(|topic| matches(&one.filter, topic)).count()
+        };
+        let found: usize = wanted.iter().map(matching).sum();
+        let waits = |due: &Due| matches!(due.stage, Stage::Waits { .. });
+        found == 0 || (client.due.len() + found <= client.window && !client.due.iter().any(waits))
     }
 
     /// A subscription was made; its retained messages follow.
@@ -644,7 +650,7 @@ impl World {
         }
         let client = &mut self.clients[at];
         client.online = true;
-        client.discarded_will = None;
+        client.cut = false;
         client.window = window;
         client.will = will;
         client.ended_unnoted = false;
@@ -673,6 +679,8 @@ impl World {
     }
 
     fn publish_will(&mut self, at: usize, will: &Will, group: Option<u64>) {
+        // That it was published may not be noted when the process is killed.
+        self.clients[at].discarded_will = Some(will.clone());
         self.publish(at, &will.publish(), Certainty::Certain, group);
     }
 
@@ -693,14 +701,10 @@ impl World {
             client.due.sort_by_key(|due| due.order);
         }
         self.stopped();
-        if !PUBREL_IS_DURABLE {
-            for due in self.clients.iter_mut().flat_map(|client| &mut client.due) {
-                due.forget_pubrel();
-            }
-        }
         let group = self.next_order + 1;
         for at in 0..self.clients.len() {
             let goes_on = self.clients[at].session.is_some();
+            let discarded = self.clients[at].discarded_will.take();
             match self.clients[at].will.take() {
                 Some(will) if will.delayed && goes_on => {
                     self.clients[at].delayed_will = Some(will);
@@ -708,7 +712,7 @@ impl World {
                 Some(will) => self.publish_will(at, &will, Some(group)),
                 None => {}
             }
-            if let Some(will) = self.clients[at].discarded_will.take() {
+            if let Some(will) = discarded {
                 let doubtful = Certainty::Doubtful;
                 self.publish(at, &will.publish(), doubtful, Some(group));
             }
@@ -721,6 +725,19 @@ impl World {
             client.connection_ended();
         }
     }
+}
+
+/// In ascending order.
+fn subscription_ids(publish: &Publish) -> Vec<u32> {
+    let properties = publish.properties.iter();
+    let mut ids: Vec<u32> = properties
+        .filter_map(|(id, value)| match value {
+            Value::Var(number) if *id == property::SUBSCRIPTION_ID => Some(*number),
+            _ => None,
+        })
+        .collect();
+    ids.sort_unstable();
+    ids
 }
 
 /// Whether a filter matches a topic, by section 4.7; level by level.
