@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Serve,
     /// Be a device on the terminal: print what arrives, send lines upstream
     Device(DeviceOptions),
+    /// Add or change a user of the password file, or remove one
+    Passwd(PasswdOptions),
     /// Check or print the configuration
     Config {
         #[command(subcommand)]
@@ -60,6 +62,19 @@ pub(crate) enum ConfigCommand {
     Default,
 }
 
+/// Which line of which password file.
+#[derive(Debug, Args)]
+pub(crate) struct PasswdOptions {
+    /// The password file [default: the one of the configuration, which is DATA_DIR/passwords]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Remove the user
+    #[arg(long)]
+    pub(crate) delete: bool,
+    /// The user name. The password is asked for, or read from standard input where that is no terminal
+    pub(crate) user: String,
+}
+
 /// How the terminal device behaves.
 #[derive(Debug, Args)]
 pub(crate) struct DeviceOptions {
@@ -68,6 +83,12 @@ pub(crate) struct DeviceOptions {
     /// MQTT address of the gateway
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:1883")]
     pub(crate) mqtt: String,
+    /// The user name to connect with
+    #[arg(long, value_name = "USER")]
+    pub(crate) username: Option<String>,
+    /// A file whose first line is the password to connect with
+    #[arg(long, value_name = "FILE", requires = "username")]
+    pub(crate) password_file: Option<PathBuf>,
     /// Where lines from standard input are published [default: up/CLIENT_ID]
     #[arg(long, value_name = "TOPIC")]
     pub(crate) topic: Option<String>,

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use moorline_access_node::{ListenerConfig, ListenerSettings, Protocol};
+use moorline_access_node::{AclConfig, AuthConfig, ListenerConfig, ListenerSettings, Protocol};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) listeners: Vec<ListenerConfig>,
     pub(crate) log: Log,
     pub(crate) mqtt: moorline_access_node::Config,
+    pub(crate) auth: AuthConfig,
+    pub(crate) acl: AclConfig,
     pub(crate) http: moorline_push_service::Config,
     pub(crate) store: moorline_router::embedded::Config,
     pub(crate) upstream: moorline_upstream_worker::Config,
@@ -106,6 +108,8 @@ impl Default for Config {
             listeners: Vec::new(),
             log: Log::default(),
             mqtt: moorline_access_node::Config::default(),
+            auth: AuthConfig::default(),
+            acl: AclConfig::default(),
             http: moorline_push_service::Config::default(),
             store: moorline_router::embedded::Config::default(),
             upstream: moorline_upstream_worker::Config::default(),
@@ -365,6 +369,8 @@ fn value_of(text: &str, default: &Value) -> Result<Value, String> {
 
 fn validate(config: &Config) -> Result<(), String> {
     config.mqtt.validate()?;
+    config.auth.validate()?;
+    config.acl.validate()?;
     config.http.validate()?;
     config.store.validate()?;
     config.upstream.validate()?;
@@ -419,11 +425,13 @@ impl Config {
             }
             if !listener.address.ip().is_loopback()
                 && !listener.requires_certificate()
+                && !self.auth.is_on()
                 && !self.mqtt.allow_anonymous_beyond_loopback
             {
                 return Err(format!(
                     "{key} is {}, which is not loopback, and devices are not authenticated: \
-                     set mqtt.allow_anonymous_beyond_loopback = true if anyone who reaches this address may connect",
+                     set auth.chain, like [\"password_file\"], \
+                     or mqtt.allow_anonymous_beyond_loopback = true if anyone who reaches this address may connect",
                     listener.address
                 ));
             }
@@ -435,6 +443,8 @@ impl Config {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use moorline_access_node::AuthenticatorKind;
+
     use super::*;
 
     fn overlaid(name: &str, value: &str) -> Result<Table, String> {
@@ -517,6 +527,9 @@ mod tests {
         let error = validate(&config).unwrap_err();
         assert!(error.starts_with("listen.ws is 0.0.0.0:8083"), "{error}");
         config.mqtt.allow_anonymous_beyond_loopback = true;
+        assert_eq!(validate(&config), Ok(()));
+        config.mqtt.allow_anonymous_beyond_loopback = false;
+        config.auth.chain = vec![AuthenticatorKind::PasswordFile];
         assert_eq!(validate(&config), Ok(()));
     }
 }

@@ -35,6 +35,14 @@ pub(crate) fn run(options: &DeviceOptions) -> anyhow::Result<()> {
         .clone()
         .unwrap_or_else(|| format!("up/{}", options.client_id));
     let topic = TopicName::parse(topic.into()).context("--topic")?;
+    let password = match &options.password_file {
+        Some(path) => {
+            let text = std::fs::read(path).with_context(|| path.display().to_string())?;
+            let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            Some(Bytes::copy_from_slice(line.trim_ascii_end()))
+        }
+        None => None,
+    };
     let filters = options
         .subscribe
         .iter()
@@ -48,6 +56,7 @@ pub(crate) fn run(options: &DeviceOptions) -> anyhow::Result<()> {
         .build()?;
     let mut device = Device {
         options,
+        password,
         topic,
         filters,
         next_id: 0,
@@ -91,6 +100,7 @@ fn show(text: &str) {
 
 struct Device<'a> {
     options: &'a DeviceOptions,
+    password: Option<Bytes>,
     topic: TopicName,
     filters: Vec<TopicFilter>,
     next_id: u16,
@@ -279,8 +289,8 @@ impl Device<'_> {
             keep_alive_s: KEEP_ALIVE_S,
             client_id: self.options.client_id.as_str().into(),
             will: None,
-            username: None,
-            password: None,
+            username: self.options.username.as_deref().map(Into::into),
+            password: self.password.clone(),
             properties: ConnectProperties::default(),
         }))
     }

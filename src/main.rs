@@ -4,6 +4,7 @@
 mod cli;
 mod config;
 mod device;
+mod passwd;
 mod serve;
 mod welcome;
 
@@ -62,6 +63,7 @@ fn run() -> Result<(), Failure> {
             let config = config::load(&cli.options).map_err(Failure::Usage)?;
             serve::run(config)
         }
+        Command::Passwd(options) => passwd::run(&options, &cli.options),
         Command::Device(device) => device::run(&device).map_err(Failure::from),
         Command::Config {
             command: ConfigCommand::Check,

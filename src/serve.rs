@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use moorline_access_node::{AccessNode, ListenerSettings};
+use moorline_access_node::{Access, AccessNode, ListenerSettings, StartError};
 use moorline_push_service::{ApiKeyRecord, PushService};
 use moorline_router::NodeId;
 use moorline_router::embedded::EmbeddedStore;
@@ -42,8 +42,12 @@ pub(crate) fn run(mut config: Config) -> Result<(), Failure> {
         .thread_name("moorline")
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config, listeners, store, &key, metrics))?;
-    Ok(())
+    let served = runtime.block_on(serve(config, listeners, store, &key, metrics));
+    served.map_err(|error| match error.downcast_ref() {
+        // A file that the configuration names is the operator's to mend.
+        Some(StartError::Auth(why)) => Failure::Usage(why.clone()),
+        _ => error.into(),
+    })
 }
 
 struct Listeners {
@@ -123,6 +127,11 @@ async fn serve(
     let mut node = AccessNode::start(
         NodeId::for_this_run("moorline"),
         config.mqtt,
+        Access {
+            auth: config.auth,
+            acl: config.acl,
+            data_dir: config.data_dir.clone(),
+        },
         stores.clone(),
         config.upstream.routes(),
     )
@@ -191,7 +200,7 @@ async fn serve(
 }
 
 /// Whoever started the gateway may have closed its output; that is no reason to stop.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let mut out = std::io::stdout();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -21,6 +21,8 @@ pub(crate) enum CloseReason {
     TakenOver,
     /// An operator.
     Kicked,
+    /// The token or the answer that let the device in holds no longer.
+    CredentialsExpired,
     /// The server stops.
     ServerShuttingDown,
     /// Bytes that are not MQTT; carries the code that the specification names.
@@ -93,6 +95,7 @@ impl CloseReason {
             Self::TakenOver => Some(ReasonCode::SessionTakenOver),
             // "Banned" may stand in a CONNACK only (MQTT 5.0 table 2-6).
             Self::Kicked | Self::Banned => Some(ReasonCode::AdministrativeAction),
+            Self::CredentialsExpired => Some(ReasonCode::NotAuthorized),
             Self::ServerShuttingDown => Some(ReasonCode::ServerShuttingDown),
             Self::Malformed(code) | Self::ProtocolError(code) | Self::LimitExceeded(code) => {
                 Some(code)
@@ -110,6 +113,7 @@ impl CloseReason {
             Self::AckTimeout => "a message was not acknowledged in time",
             Self::TakenOver => "a newer connection has this client identifier",
             Self::Kicked => "disconnected by an operator",
+            Self::CredentialsExpired => "the credentials of this connection hold no longer",
             Self::Banned => "banned",
             Self::ServerShuttingDown => "the server stops; connect again",
             Self::Malformed(ReasonCode::PacketTooLarge) => {
@@ -139,6 +143,7 @@ impl CloseReason {
             Self::AckTimeout => "ack_timeout",
             Self::TakenOver => "taken_over",
             Self::Kicked => "kicked",
+            Self::CredentialsExpired => "credentials_expired",
             Self::ServerShuttingDown => "server_shutting_down",
             Self::Malformed(_) => "malformed",
             Self::ProtocolError(_) => "protocol_error",
@@ -164,6 +169,7 @@ impl CloseReason {
             Self::KeepAliveTimeout
             | Self::AckTimeout
             | Self::Kicked
+            | Self::CredentialsExpired
             | Self::Banned
             | Self::ServerShuttingDown
             | Self::StoreUnavailable => false,

@@ -7,12 +7,12 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use moorline_router::{ClientId, Epoch};
+use moorline_router::{ClientId, Epoch, unix_ms};
 use parking_lot::Mutex;
 
 use crate::close_reason::CloseReason;
 use crate::node::Node;
-use crate::session::{Session, State};
+use crate::session::{Link, Session, State};
 
 /// Seconds after which every connection is looked at, whatever its deadlines.
 const LOOK_EVERY_S: u32 = 30;
@@ -69,8 +69,12 @@ impl Wheel {
     ) {
         // Spread by the epoch, so that a storm of connects is not a storm of looks.
         let spread = 1 + u32::try_from(epoch.0 % u64::from(LOOK_EVERY_S)).expect("below 30");
-        let after =
-            keep_alive_deadline(keep_alive_s).map_or(spread, |deadline| deadline.min(spread));
+        let expires_s = session.lock().link.as_ref().and_then(credentials_left_s);
+        let after = [keep_alive_deadline(keep_alive_s), expires_s]
+            .into_iter()
+            .flatten()
+            .fold(spread, u32::min)
+            .max(1);
         self.put(
             Watched {
                 session: Arc::downgrade(session),
@@ -114,6 +118,14 @@ fn keep_alive_deadline(keep_alive_s: u16) -> Option<u32> {
     (keep_alive_s > 0).then(|| u32::from(keep_alive_s) * 3 / 2 + 1)
 }
 
+/// Seconds until the device's credentials end, rounded up; `None` where they do not. By the clock of
+/// the machine, which is what a token names.
+fn credentials_left_s(link: &Link) -> Option<u32> {
+    let at_ms = link.identity.as_ref()?.expires_at_ms?;
+    let left_s = at_ms.saturating_sub(unix_ms()).div_ceil(1000);
+    Some(u32::try_from(left_s).unwrap_or(u32::MAX))
+}
+
 /// Closes what is overdue; else says when to look again, `None` where the connection is gone.
 fn look(state: &mut State, epoch: Epoch, now_s: u32, node: &Node) -> Option<u32> {
     let oldest_s = state.in_flight.iter().map(|sent| sent.sent_s).min();
@@ -123,12 +135,20 @@ fn look(state: &mut State, epoch: Epoch, now_s: u32, node: &Node) -> Option<u32>
     }
     let last_s = link.wire.last_received_s();
     let mut next_s = u32::MAX;
+    if let Some(left_s) = credentials_left_s(link) {
+        if left_s == 0 {
+            link.close(CloseReason::CredentialsExpired);
+            return None;
+        }
+        next_s = now_s.saturating_add(left_s);
+    }
     if let Some(after) = keep_alive_deadline(link.keep_alive_s) {
-        next_s = last_s + after;
-        if next_s <= now_s {
+        let silent_s = last_s + after;
+        if silent_s <= now_s {
             link.close(CloseReason::KeepAliveTimeout);
             return None;
         }
+        next_s = next_s.min(silent_s);
     }
     if let Some(oldest_s) = oldest_s {
         let whole = |limit: Duration| u32::try_from(limit.as_secs()).unwrap_or(u32::MAX / 2) + 1;

@@ -10,15 +10,17 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use bytestring::ByteString;
 use moorline_mqtt::{
-    ConnAck, ConnAckProperties, Connect, DecodeError, Decoder, Packet, ReasonCode, Version,
+    ConnAck, ConnAckProperties, Connect, DecodeError, Decoder, Packet, ReasonCode, TopicFilter,
+    Version,
 };
 use moorline_router::{ClientId, Epoch, Position, StoreError, StoredWill};
 use tokio::net::TcpStream;
 
 use crate::admission::HalfOpen;
 use crate::aliases::SentAliases;
+use crate::auth::identity::Identity;
+use crate::auth::{self, Known};
 use crate::certificates::client_certificate;
 use crate::close_reason::{CloseReason, Refusal};
 use crate::connack::{self, Granted};
@@ -32,7 +34,7 @@ use crate::publish;
 use crate::reader::{ReadError, Reader};
 use crate::redispatch;
 use crate::refusal::Telling;
-use crate::session::{InboxCursor, Link, Session, Transport};
+use crate::session::{HeldSubscription, InboxCursor, Link, Session, Transport};
 use crate::tls::{self, TlsError};
 use crate::wire::Wire;
 use crate::ws;
@@ -58,6 +60,8 @@ pub(crate) enum HandshakeError {
     Refused(ReasonCode),
     #[error("refused: {}", .0.label())]
     NotAdmitted(Refusal),
+    #[error("refused: {:?}", .0.reason_code())]
+    NotAuthenticated(auth::Refusal),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -77,13 +81,12 @@ impl HandshakeError {
             Self::NotConnect => "not_connect",
             Self::TimedOut(_) => "handshake_timeout",
             Self::Refused(ReasonCode::ClientIdentifierNotValid) => "client_id",
-            Self::Refused(ReasonCode::BadUserNameOrPassword | ReasonCode::NotAuthorized) => {
-                "not_authorized"
-            }
+            Self::Refused(ReasonCode::NotAuthorized) => "not_authorized",
             Self::Refused(ReasonCode::ServerUnavailable) => "server_shutting_down",
             Self::Refused(_) => "refused",
             Self::AnswerTooLarge => "answer_too_large",
             Self::NotAdmitted(refusal) => refusal.label(),
+            Self::NotAuthenticated(refusal) => refusal.reason(),
             Self::Store(_) => "store_unavailable",
         }
     }
@@ -117,6 +120,7 @@ pub(crate) async fn accept(
                 HandshakeError::Refused(reason) => *reason,
                 HandshakeError::NotAdmitted(refusal) => refusal.reason_code(),
                 HandshakeError::AnswerTooLarge => ReasonCode::PacketTooLarge,
+                HandshakeError::NotAuthenticated(refusal) => refusal.reason_code(),
                 _ => ReasonCode::ServerUnavailable,
             };
             refuse(
@@ -168,6 +172,7 @@ async fn open(
                 peer: peer.clone(),
                 wire,
                 reader,
+                identity: None,
             };
             Ok((asked, rest))
         }
@@ -205,6 +210,8 @@ struct Asked {
     peer: Peer,
     wire: Arc<Wire>,
     reader: Reader,
+    /// Who it is, once that is known.
+    identity: Option<Arc<Identity>>,
 }
 
 /// Answers the WebSocket upgrade; gives what came behind it.
@@ -316,7 +323,7 @@ fn refuse_undecodable(wire: &Wire, transport: Transport, error: &DecodeError) {
 }
 
 /// Makes or takes over the session and answers CONNACK.
-async fn begin(node: &Arc<Node>, asked: Asked) -> Result<Connection, HandshakeError> {
+async fn begin(node: &Arc<Node>, mut asked: Asked) -> Result<Connection, HandshakeError> {
     if node.is_draining() {
         return Err(HandshakeError::Refused(ReasonCode::ServerUnavailable));
     }
@@ -330,8 +337,14 @@ async fn begin(node: &Arc<Node>, asked: Asked) -> Result<Connection, HandshakeEr
     {
         return Err(HandshakeError::Refused(refusal.reason));
     }
-    let (client, assigned) = client_id(connect, &asked.peer)?;
-    let named = Named::of(&client, &asked);
+    if Named::said(&asked).is_banned(node) {
+        return Err(HandshakeError::NotAdmitted(Refusal::Banned));
+    }
+    // Before the claim: whoever may not have the client id must not displace whoever has it.
+    let (client, assigned, identity) = identify(node, &asked).await?;
+    asked.identity = identity;
+    let connect = &asked.connect;
+    let named = Named::known(&client, &asked);
     if named.is_banned(node) {
         return Err(HandshakeError::NotAdmitted(Refusal::Banned));
     }
@@ -366,17 +379,30 @@ async fn begin(node: &Arc<Node>, asked: Asked) -> Result<Connection, HandshakeEr
 
 /// What of a device may be banned.
 struct Named {
-    client: ClientId,
-    username: Option<ByteString>,
+    client: Option<ClientId>,
+    username: Option<Box<str>>,
     address: Option<IpAddr>,
 }
 
 impl Named {
-    fn of(client: &ClientId, asked: &Asked) -> Self {
+    /// What it says of itself, looked at before it costs anything to see whether that is true.
+    fn said(asked: &Asked) -> Self {
         Self {
-            client: client.clone(),
-            username: asked.connect.username.clone(),
+            client: ClientId::parse(&asked.connect.client_id).ok(),
+            username: asked.connect.username.as_deref().map(Into::into),
             address: asked.peer.address.map(|address| address.ip()),
+        }
+    }
+
+    fn known(client: &ClientId, asked: &Asked) -> Self {
+        let said = Self::said(asked);
+        Self {
+            client: Some(client.clone()),
+            username: match &asked.identity {
+                Some(identity) => identity.username.clone(),
+                None => said.username,
+            },
+            address: said.address,
         }
     }
 
@@ -384,7 +410,8 @@ impl Named {
     fn is_banned(&self, node: &Node) -> bool {
         let bans = &node.bans;
         let username = self.username.as_deref();
-        bans.forbids_client(&self.client)
+        let client = self.client.as_ref();
+        client.is_some_and(|client| bans.forbids_client(client))
             || username.is_some_and(|name| bans.forbids_username(name))
             || self
                 .address
@@ -392,8 +419,38 @@ impl Named {
     }
 }
 
-/// The id to go by, and whether CONNACK has to tell it.
-fn client_id(connect: &Connect, peer: &Peer) -> Result<(ClientId, bool), HandshakeError> {
+/// Finds out who the device is and what it may be called; also whether the server chose that name.
+async fn identify(
+    node: &Arc<Node>,
+    asked: &Asked,
+) -> Result<(ClientId, bool, Option<Arc<Identity>>), HandshakeError> {
+    let connect = &asked.connect;
+    let authenticated = tokio::select! {
+        known = node.auth.authenticate(&asked.peer, connect) => known,
+        () = node.drain_begun() => {
+            return Err(HandshakeError::Refused(ReasonCode::ServerUnavailable));
+        }
+    };
+    let known = authenticated.map_err(HandshakeError::NotAuthenticated)?;
+    let bound = known.as_ref().and_then(Known::client_id);
+    let (client, assigned) = client_id(connect, &asked.peer, bound)?;
+    let identity = known.map(|known| known.identity(&client));
+    if let (Some(identity), Some(will)) = (&identity, &connect.will)
+        && !identity.may_publish(will.topic.as_str())
+    {
+        node.metrics.denied_will.increment(1);
+        return Err(HandshakeError::Refused(ReasonCode::NotAuthorized));
+    }
+    Ok((client, assigned, identity))
+}
+
+/// The id to go by, and whether CONNACK has to tell it: that of the certificate or the CONNECT, or else
+/// the one that the device is bound to, or a new one.
+fn client_id(
+    connect: &Connect,
+    peer: &Peer,
+    bound: Option<&str>,
+) -> Result<(ClientId, bool), HandshakeError> {
     let refused = || HandshakeError::Refused(ReasonCode::ClientIdentifierNotValid);
     if peer.certificate.is_some() && peer.takes_client_id_from_certificate() {
         let name = peer.certified(CertificateIdentity::ClientId);
@@ -405,10 +462,14 @@ fn client_id(connect: &Connect, peer: &Peer) -> Result<(ClientId, bool), Handsha
             false => Err(refused()),
         };
     }
-    if !connect.client_id.is_empty() {
-        let parsed = ClientId::parse(&connect.client_id);
+    let named = match connect.client_id.as_ref() {
+        "" => bound.map(|bound| (bound, true)),
+        own => Some((own, false)),
+    };
+    if let Some((named, assigned)) = named {
+        let parsed = ClientId::parse(named);
         return parsed
-            .map(|id| (id, false))
+            .map(|id| (id, assigned))
             .map_err(|_| HandshakeError::Refused(ReasonCode::ClientIdentifierNotValid));
     }
     if connect.version == Version::V3_1_1 && !connect.clean_start {
@@ -434,6 +495,8 @@ async fn begin_owned(
         take_session(node, client, connect, granted.expiry_interval_s).await?;
     if !session_present {
         forget_deliveries(node, client).await?;
+    } else if let Some(identity) = &asked.identity {
+        drop_denied(node, &session, identity);
     }
     save(node, &session, connect, epoch).await?;
     // Behind that write, so that what the connection before has noted is seen.
@@ -512,6 +575,27 @@ fn take_over(state: &mut crate::session::State) -> Option<Link> {
         link.close(CloseReason::TakenOver);
     }
     state.detach()
+}
+
+/// Ends what the resumed session is subscribed to and this device may not have (any more).
+fn drop_denied(node: &Node, session: &Arc<Session>, identity: &Identity) {
+    let may = |held: &HeldSubscription| {
+        let filter = TopicFilter::parse(held.filter.as_ref().into());
+        filter.is_ok_and(|filter| identity.may_subscribe(&filter))
+    };
+    let denied: Vec<HeldSubscription> = {
+        let mut state = session.lock();
+        let (kept, denied) = std::mem::take(&mut state.subscriptions)
+            .into_iter()
+            .partition(may);
+        state.subscriptions = kept;
+        denied
+    };
+    for held in denied {
+        node.metrics.denied_resume.increment(1);
+        tracing::info!(client = %session.client, filter = &*held.filter, "subscription ended, the device may no longer have it");
+        node.unsubscribe(&held.filter, session);
+    }
 }
 
 /// A new session gets what waits for the client as if for the first time. The call also stands behind
@@ -619,6 +703,7 @@ fn attach(
         settled: false,
         // A will is kept as long as the connection: it must not hold on to the read buffer.
         will: connect.will.as_ref().map(|will| Box::new(will.copied())),
+        identity: asked.identity.clone(),
         is_new: !session_present,
     };
     link.append_bytes(&granted.connack(connect, &node.config, session_present));

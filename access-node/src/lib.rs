@@ -3,7 +3,7 @@
 //! It owns sockets, MQTT sessions and local subscriptions, and nothing that cannot be rebuilt:
 //! what must survive is in the router's stores. It never speaks HTTP to a backend.
 //!
-//! Read in the order of a connection's life: `listener` (and `admission`) → `handshake` → `connection` (the task
+//! Read in the order of a connection's life: `listener` (and `admission`) → `handshake` (with `auth`) → `connection` (the task
 //! and its one waiting place) → `inbound` and `subscribing` (what packets do) → `publish` (where a
 //! message goes) → `outbound` (how it reaches a socket) → `ending`. `local_nodes` is how services of the same process reach the node. Beside that: `session` and
 //! `wire` (what is shared), `peer`, `listener_config` and `certificates` (who comes, and where),
@@ -15,6 +15,7 @@
 
 mod admission;
 mod aliases;
+mod auth;
 mod bans;
 mod certificates;
 mod close_reason;
@@ -55,6 +56,7 @@ mod wire;
 mod ws;
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,12 +65,15 @@ use moorline_router::{NodeId, Nodes, StoreError, Stores};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+pub use auth::config::{AclConfig, AuthConfig, AuthenticatorKind};
+pub use auth::password::{edit_passwords, hash as hash_password};
 pub use config::{Config, Excess, Flapping, PerAddress, PerDevice, QueueOverflow};
 pub use listener_config::{
     CertificateIdentity, ClientCertificateMode, ListenerConfig, Protocol, TlsConfig,
 };
 pub use peer::ListenerSettings;
 
+use crate::auth::Auth;
 use crate::close_reason::CloseReason;
 use crate::listener::Listener;
 use crate::local_nodes::LocalNodes;
@@ -87,12 +92,26 @@ pub struct AccessNode {
     certificates: Vec<Arc<Notify>>,
 }
 
+/// Who is let in, and what for.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// Who is let in.
+    pub auth: AuthConfig,
+    /// What for.
+    pub acl: AclConfig,
+    /// Where files lie whose place is not configured.
+    pub data_dir: PathBuf,
+}
+
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The stores cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A file of an authenticator cannot be used.
+    #[error("{0}")]
+    Auth(String),
     /// The system gives no thread or event loop.
     #[error("cannot start the threads that serve devices: {0}")]
     Threads(#[from] std::io::Error),
@@ -107,10 +126,18 @@ impl AccessNode {
     pub async fn start(
         id: NodeId,
         config: Config,
+        access: Access,
         stores: Stores,
         upstream: UpstreamRoutes,
     ) -> Result<Self, StartError> {
-        let node = Arc::new(Node::new(id, config, stores, upstream));
+        let Access {
+            auth,
+            acl,
+            data_dir,
+        } = access;
+        let auth = Auth::open(&auth, &acl, &config.device_topics, &data_dir);
+        let auth = auth.map_err(StartError::Auth)?;
+        let node = Arc::new(Node::new(id, config, auth, stores, upstream));
         node.renew_lease().await?;
         restore::run(&node).await?;
         bans::load(&node).await?;
@@ -122,6 +149,10 @@ impl AccessNode {
         tasks.spawn_on(timers::run(Arc::clone(&node)), first);
         tasks.spawn_on(Arc::clone(&node).keep_lease(), first);
         tasks.spawn_on(bans::run(Arc::clone(&node)), first);
+        if let Some(refreshing) = node.auth.refreshing() {
+            // Here, where HTTP is spoken, not among the devices.
+            tasks.spawn(refreshing);
+        }
         Ok(Self {
             node,
             threads,

@@ -23,6 +23,10 @@ pub(crate) struct Metrics {
     pub(crate) dropped_retained_full: Counter,
     pub(crate) dropped_no_member: Counter,
     pub(crate) shared_redispatched: Counter,
+    pub(crate) denied_publish: Counter,
+    pub(crate) denied_subscribe: Counter,
+    pub(crate) denied_will: Counter,
+    pub(crate) denied_resume: Counter,
     pub(crate) upstream_refused: Counter,
     pub(crate) wills_published: Counter,
     pub(crate) reconciled: Counter,
@@ -32,6 +36,8 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         let by_qos = |name: &'static str| ["0", "1", "2"].map(|qos| counter!(name, "qos" => qos));
         let dropped = |reason: &'static str| counter!("moorline_mqtt_messages_dropped_total", "reason" => reason);
+        let denied =
+            |action: &'static str| counter!("moorline_acl_denied_total", "action" => action);
         Self {
             connections: gauge!("moorline_mqtt_connections"),
             sessions: gauge!("moorline_mqtt_sessions"),
@@ -48,6 +54,10 @@ impl Metrics {
             dropped_retained_full: dropped("not_retained"),
             dropped_no_member: dropped("no_other_member"),
             shared_redispatched: counter!("moorline_mqtt_shared_redispatched_total"),
+            denied_publish: denied("publish"),
+            denied_subscribe: denied("subscribe"),
+            denied_will: denied("will"),
+            denied_resume: denied("resume"),
             upstream_refused: counter!("moorline_upstream_refused_total"),
             wills_published: counter!("moorline_mqtt_wills_published_total"),
             reconciled: counter!("moorline_inbox_reconciled_total"),

@@ -13,6 +13,7 @@ use moorline_router::{BanTarget, ClientId, NodeId, NodeRecord, NodeState, StoreE
 use tokio::sync::{Mutex, MutexGuard, Notify, Semaphore};
 
 use crate::admission::Admission;
+use crate::auth::Auth;
 use crate::bans::Bans;
 use crate::close_reason::{CloseReason, Refusal};
 use crate::config::Config;
@@ -39,6 +40,7 @@ const HANDSHAKE_TURNS: usize = 4;
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) config: Config,
+    pub(crate) auth: Auth,
     pub(crate) stores: Stores,
     pub(crate) upstream: UpstreamRoutes,
     /// Every session of the node, connected or not. Entries change only under the client's stripe.
@@ -70,6 +72,7 @@ impl Node {
     pub(crate) fn new(
         id: NodeId,
         config: Config,
+        auth: Auth,
         stores: Stores,
         upstream: UpstreamRoutes,
     ) -> Self {
@@ -82,6 +85,7 @@ impl Node {
             device_rates: DeviceRates::new(&config.per_device),
             log_limit: LogLimit::default(),
             config,
+            auth,
             stores,
             upstream,
             sessions: DashMap::default(),

@@ -54,6 +54,11 @@ impl Peer {
             certificate: None,
         }
     }
+
+    /// What its certificate calls it.
+    pub(crate) fn certificate_name(&self) -> Option<&str> {
+        self.certificate.as_deref()?.name()
+    }
 }
 
 /// A device's certificate, verified.

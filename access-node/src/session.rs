@@ -13,6 +13,7 @@ use moorline_router::{ClientId, Epoch, Position, SessionRecord, StoredSubscripti
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::aliases::SentAliases;
+use crate::auth::identity::Identity;
 use crate::close_reason::CloseReason;
 use crate::queue::Queue;
 use crate::redispatch::SharedDeliveries;
@@ -134,6 +135,8 @@ pub(crate) struct Link {
     /// Its task takes no more packets, and what it took is stored or refused.
     pub(crate) settled: bool,
     pub(crate) will: Option<Box<Will>>,
+    /// `None` where devices are not asked who they are: nothing is denied to them.
+    pub(crate) identity: Option<Arc<Identity>>,
     /// The session began with this connection: the device remembers nothing of an earlier one.
     pub(crate) is_new: bool,
 }
@@ -191,6 +194,11 @@ impl State {
         self.link.as_mut().filter(|link| link.epoch == epoch)
     }
 
+    /// Who the connected device is, where that was asked.
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.link.as_ref()?.identity.as_deref()
+    }
+
     /// Takes the connection away. What was in flight from the inbox will be read from there again.
     pub(crate) fn detach(&mut self) -> Option<Link> {
         self.inbox = InboxCursor::START;
@@ -238,6 +246,6 @@ mod tests {
     #[test]
     fn an_idle_session_is_small() {
         let size = size_of::<Session>();
-        assert!(size <= 248, "Session grew to {size} bytes");
+        assert!(size <= 256, "Session grew to {size} bytes");
     }
 }

@@ -169,6 +169,17 @@ impl Connection {
                 "a newer connection has this session",
             ));
         }
+        if state
+            .identity()
+            .is_some_and(|identity| !identity.may_subscribe(filter))
+        {
+            self.node.metrics.denied_subscribe.increment(1);
+            tracing::debug!(client = %self.session.client, filter = filter.as_str(), "subscribe denied");
+            return Err(Refusal::new(
+                ReasonCode::NotAuthorized,
+                "the device may not have every topic of this filter",
+            ));
+        }
         let held = state
             .subscriptions
             .iter_mut()

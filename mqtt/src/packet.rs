@@ -3,6 +3,7 @@
 //! One set of types serves both versions: fields that only MQTT 5.0 has are left empty by a 3.1.1
 //! peer and not written to one. Text and payloads are slices of the buffer they were read from.
 
+use std::fmt;
 use std::num::NonZeroU16;
 
 use bytes::Bytes;
@@ -72,8 +73,8 @@ pub enum Packet {
     Auth(Box<Auth>),
 }
 
-/// CONNECT (section 3.1).
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// CONNECT (section 3.1). Its `Debug` shows no password.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Connect {
     /// Which version the rest of the connection speaks.
     pub version: Version,
@@ -91,6 +92,21 @@ pub struct Connect {
     pub password: Option<Bytes>,
     /// Properties; the defaults for 3.1.1.
     pub properties: ConnectProperties,
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect")
+            .field("version", &self.version)
+            .field("clean_start", &self.clean_start)
+            .field("keep_alive_s", &self.keep_alive_s)
+            .field("client_id", &self.client_id)
+            .field("will", &self.will)
+            .field("username", &self.username)
+            .field("password", &self.password.as_ref().map(|_| "…"))
+            .field("properties", &self.properties)
+            .finish()
+    }
 }
 
 /// The properties of CONNECT (section 3.1.2.11).

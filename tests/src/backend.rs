@@ -40,7 +40,10 @@ impl Call {
 /// What to answer: a status, after a while.
 pub type Reply = (u16, Duration);
 
-type Decide = dyn Fn(&Call, usize) -> Reply + Send + Sync;
+/// What to answer: a status and a body, after a while.
+pub type FullReply = (u16, String, Duration);
+
+type Decide = dyn Fn(&Call, usize) -> FullReply + Send + Sync;
 
 /// A running backend; ended when dropped.
 #[derive(Debug)]
@@ -62,6 +65,20 @@ impl Backend {
     /// # Panics
     /// When no port is free.
     pub async fn answering(decide: impl Fn(&Call, usize) -> Reply + Send + Sync + 'static) -> Self {
+        Self::speaking(move |call, number| {
+            let (status, after) = decide(call, number);
+            (status, String::new(), after)
+        })
+        .await
+    }
+
+    /// As [`Backend::answering`], with a body.
+    ///
+    /// # Panics
+    /// When no port is free.
+    pub async fn speaking(
+        decide: impl Fn(&Call, usize) -> FullReply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a listener has an address");
         let calls = Arc::new(Mutex::new(Vec::new()));
@@ -130,14 +147,13 @@ async fn answer(
         body: body.to_vec(),
         at: Instant::now(),
     };
-    let (status, after) = {
+    let (status, body, after) = {
         let mut calls = record.lock().unwrap_or_else(PoisonError::into_inner);
         let reply = decide(&call, calls.len());
         calls.push(call);
         reply
     };
     tokio::time::sleep(after).await;
-    StatusCode::from_u16(status)
-        .unwrap_or(StatusCode::IM_A_TEAPOT)
-        .into_response()
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::IM_A_TEAPOT);
+    (status, body).into_response()
 }

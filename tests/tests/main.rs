@@ -6,6 +6,10 @@
 )]
 
 mod abuse;
+mod acl;
+mod auth;
+mod auth_http;
+mod auth_jwt;
 mod conformance;
 mod disk_full;
 mod interop;
