@@ -73,7 +73,8 @@ pub(crate) struct Connection {
     pub(crate) version: Version,
     /// Subscriptions may still have retained messages to get.
     pub(crate) feeding: bool,
-    /// Reason Strings may come in acknowledgements.
+    /// Reason Strings may come in acknowledgements: the device has asked for problem information in as
+    /// many words. To others they are only allowed, and some read no acknowledgement but the shortest.
     pub(crate) explains: bool,
     pub(crate) reader: Reader,
     pub(crate) pending: VecDeque<Pending>,

@@ -513,7 +513,7 @@ async fn begin_owned(
         wire: asked.wire,
         epoch,
         version: connect.version,
-        explains: connect.properties.request_problem_information != Some(false),
+        explains: connect.properties.request_problem_information == Some(true),
         reader: asked.reader,
         pending: VecDeque::new(),
         received,

@@ -1,6 +1,6 @@
 //! Answers with a Reason String, for whoever reads the device's log.
 //!
-//! The text is left out where the device does not want it ([MQTT-3.1.2-29]) or takes no packet as
+//! The text is left out where the device has not asked for it ([MQTT-3.1.2-29]) or takes no packet as
 //! large ([MQTT-3.4.2-2] and its like in each packet's section).
 
 use bytes::BytesMut;

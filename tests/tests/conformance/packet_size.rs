@@ -46,14 +46,19 @@ fn explains(frame: &Frame) -> bool {
 fn a_reason_string_is_given_only_where_it_is_wanted() {
     run(async {
         let gateway = shared().await;
-        let connect = Connect::new(V5, "packet-size-reason");
-        let silent = connect
-            .clone()
-            .with(REQUEST_PROBLEM_INFORMATION, Value::Byte(0));
-        for frame in answers(gateway.mqtt, silent).await {
-            assert!(!explains(&frame), "[MQTT-3.1.2-29]: {frame:02x?}");
+        let connect = |asked: Option<u8>| {
+            let connect = Connect::new(V5, "packet-size-reason");
+            match asked {
+                Some(asked) => connect.with(REQUEST_PROBLEM_INFORMATION, Value::Byte(asked)),
+                None => connect,
+            }
+        };
+        for asked in [None, Some(0)] {
+            for frame in answers(gateway.mqtt, connect(asked)).await {
+                assert!(!explains(&frame), "[MQTT-3.1.2-29]: {frame:02x?}");
+            }
         }
-        let explained = answers(gateway.mqtt, connect).await;
+        let explained = answers(gateway.mqtt, connect(Some(1))).await;
         assert!(
             explained.iter().any(explains),
             "otherwise a refusal says why"
@@ -68,6 +73,7 @@ fn an_answer_is_never_larger_than_the_device_takes() {
         let mut kinds = std::collections::HashSet::new();
         for limit in (40..120).step_by(4) {
             let connect = Connect::new(V5, "packet-size-answer")
+                .with(REQUEST_PROBLEM_INFORMATION, Value::Byte(1))
                 .with(property::MAXIMUM_PACKET_SIZE, Value::Four(limit));
             let frames = answers(gateway.mqtt, connect).await;
             for frame in &frames {
