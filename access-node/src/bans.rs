@@ -235,7 +235,12 @@ impl Names for BanTarget {
                 .wire
                 .address()
                 .is_some_and(|address| net.contains(&address.ip().to_canonical())),
-            Self::Client(_) | Self::Username(_) => false,
+            Self::Username(name) => link
+                .identity
+                .as_ref()
+                .is_some_and(|identity| identity.username.as_ref() == Some(name)),
+            // Found by its session.
+            Self::Client(_) => false,
         }
     }
 }

@@ -148,7 +148,8 @@ pub(super) async fn list(
 
 /// Ban a client id, a user name or addresses.
 ///
-/// Durable when it is answered. Whoever it names is disconnected (MQTT 5.0: reason 0x98, administrative action) and is
+/// Durable when it is answered. Whoever it names is disconnected (MQTT 5.0: reason 0x98, administrative action; by user
+/// name only where devices are authenticated, else it counts from the next connect on) and is
 /// refused from then on: an address when it connects, the others with reason 0x8A, banned (MQTT 3.1.1: return code 5).
 /// A ban of the same kind and value is replaced.
 #[utoipa::path(
