@@ -11,6 +11,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::auth::{ann, as_user, with_users};
 use crate::support::run;
 
 const BANNED: u8 = 0x8A;
@@ -451,6 +452,25 @@ fn a_banned_user_is_refused_until_the_ban_is_over() {
         accepted(&gateway, &named("anna")).await.ping().await;
         let list = api.get("/v1/bans").await.expect(200);
         assert_eq!(list["bans"], json!([]));
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn a_banned_user_is_disconnected_whatever_the_client_id() {
+    run(async {
+        let (gateway, _folder) = with_users("").await;
+        let mut first = Device::connect(gateway.mqtt, ann(V5, "phone")).await;
+        let mut second = Device::connect(gateway.mqtt, ann(V5, "tablet")).await;
+        let bob = as_user(V5, "other", "bob", "bob's secret");
+        let mut bob = Device::connect(gateway.mqtt, bob).await;
+        ban(&gateway.api(), "username/ann", &json!({})).await;
+        for device in [&mut first, &mut second] {
+            assert_eq!(device.await_close(SOON).await, Some(ADMINISTRATIVE_ACTION));
+        }
+        bob.ping().await;
+        let code = attempt(&gateway, &ann(V5, "phone")).await.code();
+        assert_eq!(code, Some(BANNED));
         gateway.finish().await;
     });
 }
