@@ -25,6 +25,9 @@ mod connection;
 mod deadlines;
 mod ending;
 mod flapping;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handovers;
 mod handshake;
 mod inbound;

@@ -1,7 +1,7 @@
 //! What must hold for any bytes, whoever sends them; shared by the targets of both versions.
 
 use bytes::{Bytes, BytesMut};
-use moorline_mqtt::{Decoder, Packet, Version};
+use moorline_mqtt::{DecodeError, Decoder, Packet, Version};
 
 const PACKET_BYTES_MAX: u32 = 65_536;
 const AFTER: &[u8] = b"\xC0\x00after";
@@ -25,7 +25,40 @@ pub fn all(data: &[u8], version: Version) {
     one(data, Decoder::client(version, PACKET_BYTES_MAX), version);
 }
 
+/// In whatever pieces the bytes come, the same packets and the same refusal come out.
+fn in_pieces(data: &[u8], fresh: &Decoder) {
+    let Some((step, stream)) = data.split_first() else {
+        return;
+    };
+    let whole = decode_all(stream, stream.len().max(1), fresh.clone());
+    let torn = decode_all(stream, 1 + usize::from(step % 16), fresh.clone());
+    assert_eq!(whole, torn);
+}
+
+fn decode_all(
+    stream: &[u8],
+    step: usize,
+    mut decoder: Decoder,
+) -> (Vec<Packet>, Option<DecodeError>) {
+    let mut packets = Vec::new();
+    let mut rest = Vec::new();
+    for piece in stream.chunks(step) {
+        rest.extend_from_slice(piece);
+        let mut src = Bytes::from(rest);
+        loop {
+            match decoder.decode(&mut src) {
+                Ok(Some(packet)) => packets.push(packet),
+                Ok(None) => break,
+                Err(error) => return (packets, Some(error)),
+            }
+        }
+        rest = src.to_vec();
+    }
+    (packets, None)
+}
+
 fn one(data: &[u8], fresh: Decoder, version: Version) {
+    in_pieces(data, &fresh);
     let mut decoder = fresh;
     let mut src = Bytes::from([data, AFTER].concat());
     let whole = src.len();
