@@ -21,7 +21,7 @@ use crate::publish::Durable;
 use crate::rate::Meter;
 use crate::reader::{ReadError, Reader, Received};
 use crate::session::Session;
-use crate::wire::{BEHIND, CLOSING, UNSENT, Wire};
+use crate::wire::{BEHIND, CLOSING, FEEDING, UNSENT, Wire, YIELDED};
 
 /// Bytes of a page of the inbox.
 const PAGE_BYTES: usize = 256 * 1024;
@@ -95,6 +95,7 @@ enum Event {
     Committed(Result<(), StoreError>),
     Writable,
     Page(Result<InboxPage, StoreError>, Position),
+    Feeding,
     Received(Result<Received, ReadError>),
 }
 
@@ -119,6 +120,11 @@ impl Connection {
                 Event::Committed(result) => self.on_committed(result),
                 Event::Writable => self.on_writable(),
                 Event::Page(result, heard) => self.on_page(result, heard),
+                Event::Feeding => {
+                    self.wire.clear(FEEDING | YIELDED);
+                    self.feed_when_there_is_room();
+                    Ok(())
+                }
                 Event::Received(Ok(received)) => self.on_received(received),
                 Event::Received(Err(ReadError::WebSocket(error))) => {
                     tracing::debug!(client = %self.session.client, %error, "not MQTT over WebSocket");
@@ -161,6 +167,14 @@ impl Connection {
             let heard = reading.heard;
             self.page = None;
             return Poll::Ready(Event::Page(result, heard));
+        }
+        if self.wire.is_signalled(FEEDING) {
+            if self.wire.is_signalled(YIELDED) {
+                return Poll::Ready(Event::Feeding);
+            }
+            // Wakes this task, behind those that are ready to run.
+            self.wire.signal(YIELDED);
+            return Poll::Pending;
         }
         // A device that sends faster than the stores take waits here; MQTT 5.0 devices that heed
         // the Receive Maximum never do.

@@ -8,6 +8,10 @@ use moorline_mqtt::{TopicFilter, TopicName};
 use moorline_router::{Message, unix_ms};
 use parking_lot::RwLock;
 
+/// Topics that are looked at for one page: a filter may match few of very many, and whoever
+/// publishes a retained message waits meanwhile.
+const LOOKED_AT_MAX: usize = 1024;
+
 /// Retained messages by topic.
 #[derive(Debug, Default)]
 pub(crate) struct RetainedMessages {
@@ -36,8 +40,8 @@ pub(crate) struct RetainedLimits {
 pub(crate) struct RetainedPage {
     /// In the order of topics; nothing that expired.
     pub(crate) messages: Vec<Arc<Message>>,
-    /// Whether there may be more behind the last one.
-    pub(crate) more: bool,
+    /// The last topic that was looked at, if there may be more behind it.
+    pub(crate) reached: Option<Arc<str>>,
 }
 
 impl RetainedMessages {
@@ -115,21 +119,27 @@ impl RetainedMessages {
             None => prefix,
         };
         let from = after.map_or(Bound::Included(start), Bound::Excluded);
-        let mut found = kept
+        let candidates = kept
             .by_topic
             .range::<str, _>((from, Bound::Unbounded))
             .take_while(|(topic, _)| match wild_at {
                 Some(_) => topic.starts_with(start),
                 None => topic.as_ref() == text,
-            })
-            .filter(|(topic, message)| filter.matches(topic) && is_alive(message));
-        let messages: Vec<_> = found
-            .by_ref()
-            .take(limit)
-            .map(|(_, message)| Arc::clone(message))
-            .collect();
-        let more = messages.len() == limit;
-        RetainedPage { messages, more }
+            });
+        let mut messages = Vec::new();
+        let mut last = None;
+        for (looked_at, (topic, message)) in candidates.enumerate() {
+            if messages.len() == limit || looked_at == LOOKED_AT_MAX {
+                let reached = last.map(|topic: &str| topic.into());
+                return RetainedPage { messages, reached };
+            }
+            if filter.matches(topic) && is_alive(message) {
+                messages.push(Arc::clone(message));
+            }
+            last = Some(topic);
+        }
+        let reached = None;
+        RetainedPage { messages, reached }
     }
 }
 
@@ -218,11 +228,13 @@ mod tests {
     fn topics(of: &RetainedMessages, filter: &str, limit: usize) -> Vec<String> {
         let filter = TopicFilter::parse(filter.into()).unwrap();
         let mut found: Vec<String> = Vec::new();
+        let mut after: Option<Arc<str>> = None;
         loop {
-            let page = of.page(&filter, found.last().map(String::as_str), limit);
+            let page = of.page(&filter, after.as_deref(), limit);
             found.extend(page.messages.iter().map(|m| m.topic.as_str().to_owned()));
-            if !page.more {
-                return found;
+            match page.reached {
+                Some(reached) => after = Some(reached),
+                None => return found,
             }
         }
     }
@@ -242,6 +254,23 @@ mod tests {
             assert_eq!(topics("$x/+"), ["$x/a"]);
             assert_eq!(topics("ab"), ["ab"]);
         }
+    }
+
+    #[test]
+    fn a_page_looks_at_so_many_topics_whatever_matches() {
+        let retained = RetainedMessages::default();
+        for n in 0..2 * LOOKED_AT_MAX {
+            let topic = format!("many/{n:05}/state");
+            put(&retained, message(&topic, None), limits(10_000, 1 << 20)).unwrap();
+        }
+        put(&retained, message("z/rare", None), limits(10_000, 1 << 20)).unwrap();
+        let filter = TopicFilter::parse("+/rare".into()).unwrap();
+        let first = retained.page(&filter, None, 10);
+        assert!(first.messages.is_empty());
+        assert_eq!(first.reached.as_deref(), Some("many/01023/state"));
+        assert_eq!(topics(&retained, "+/rare", 10), ["z/rare"]);
+        let all = topics(&retained, "#", 5_000);
+        assert_eq!(all.len(), 2 * LOOKED_AT_MAX + 1);
     }
 
     #[test]

@@ -17,14 +17,19 @@ use crate::node::Node;
 use crate::outbound::{Corked, for_device};
 use crate::publish::{Durable, FanOut};
 use crate::session::{Session, State};
+use crate::wire::FEEDING;
 
 /// Messages looked up at a time.
 const PAGE: usize = 64;
+/// Pages before other devices have their turn.
+const PAGES_AT_ONCE: usize = 8;
 
 /// The filters of a session that have not got all of their retained messages.
 #[derive(Debug, Default)]
 pub(crate) struct RetainedFeed {
     filters: VecDeque<Fed>,
+    /// Of the last filter that was added.
+    asked: u64,
     /// A part is being made durable in the inbox.
     appending: bool,
 }
@@ -36,6 +41,8 @@ pub(crate) struct Fed {
     pub(crate) qos: QoS,
     /// 0 is none.
     pub(crate) subscription_id: u32,
+    /// Tells a filter from the same one subscribed to again.
+    asked: u64,
     /// The last topic that was dealt with.
     after: Option<Arc<str>>,
 }
@@ -46,6 +53,7 @@ impl Fed {
             filter: filter.copied(),
             qos,
             subscription_id,
+            asked: 0,
             after: None,
         }
     }
@@ -55,7 +63,9 @@ impl RetainedFeed {
     /// A filter subscribed to again begins again.
     pub(crate) fn add(&mut self, new: Fed) {
         self.remove(new.filter.as_str());
-        self.filters.push_back(new);
+        self.asked += 1;
+        let asked = self.asked;
+        self.filters.push_back(Fed { asked, ..new });
     }
 
     pub(crate) fn remove(&mut self, filter: &str) {
@@ -67,12 +77,13 @@ impl RetainedFeed {
         self.appending = false;
     }
 
-    /// The front filter has got to `topic`, and to its end where there is no more.
-    fn advance(&mut self, filter: &TopicFilter, topic: Option<Arc<str>>, more: bool) {
+    /// The filter `asked` has got to `topic`, and to its end where there is no more; unless it was
+    /// taken away meanwhile, or subscribed to again.
+    fn advance(&mut self, asked: u64, topic: Option<Arc<str>>, more: bool) {
         let Some(front) = self.filters.front_mut() else {
             return;
         };
-        if front.filter != *filter {
+        if front.asked != asked {
             return;
         }
         if topic.is_some() {
@@ -95,7 +106,13 @@ enum Fate {
 impl Connection {
     /// Sends retained messages as far as there is room.
     pub(crate) fn feed_retained(&mut self, turn: &mut Turn) {
-        while self.feeding {
+        let mut pages = 0;
+        while self.feeding && !self.wire.is_signalled(FEEDING) {
+            if pages == PAGES_AT_ONCE {
+                self.wire.signal(FEEDING);
+                return;
+            }
+            pages += 1;
             let front = {
                 let mut state = self.session.lock();
                 if state.link_of(self.epoch).is_none() {
@@ -141,18 +158,21 @@ impl Connection {
             }
             last = Some(message.topic.as_str().into());
         }
-        let more = page.more || !all;
+        let more = page.reached.is_some() || !all;
+        if all {
+            last = page.reached.or(last);
+        }
         let mut state = self.session.lock();
         let Some(feed) = &mut state.feed else {
             return false;
         };
         if appends.is_empty() {
-            feed.advance(&fed.filter, last, more);
+            feed.advance(fed.asked, last, more);
             return all;
         }
         feed.appending = true;
         drop(state);
-        let reached = (fed.filter.clone(), last, more);
+        let reached = (fed.asked, last, more);
         let appended = append(&self.node, &self.session, appends, reached);
         // Nothing is answered, but the line waits for it: what the device publishes next is
         // acknowledged after it.
@@ -204,7 +224,7 @@ fn append(
     node: &Arc<Node>,
     session: &Arc<Session>,
     appends: Vec<Append>,
-    (filter, last, more): (TopicFilter, Option<Arc<str>>, bool),
+    (asked, last, more): (u64, Option<Arc<str>>, bool),
 ) -> Durable {
     let messages: Vec<Message> = appends
         .iter()
@@ -227,7 +247,7 @@ fn append(
         }
         if let Some(feed) = &mut state.feed {
             feed.appending = false;
-            feed.advance(&filter, last, more);
+            feed.advance(asked, last, more);
         }
         corked.add(&session, &mut state);
         Ok(())

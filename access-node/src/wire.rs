@@ -26,6 +26,10 @@ pub(crate) const CLOSING: u8 = 1;
 pub(crate) const UNSENT: u8 = 2;
 /// The inbox holds what the session has not been handed.
 pub(crate) const BEHIND: u8 = 4;
+/// Retained messages are still to be looked up, once others had their turn.
+pub(crate) const FEEDING: u8 = 8;
+/// They had it.
+pub(crate) const YIELDED: u8 = 16;
 
 /// The part of a connection that its task and its deliverers share without a lock.
 #[derive(Debug)]

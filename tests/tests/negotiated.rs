@@ -3,7 +3,7 @@
 use moorline_tests::device::Device;
 use moorline_tests::gateway::Options;
 use moorline_tests::waiting::SOON;
-use moorline_tests::wire::{Connect, Publish, V3, V5, Value, Will, property};
+use moorline_tests::wire::{self, Connect, Publish, V3, V5, Value, Will, property};
 use moorline_tests::{Gateway, eventually};
 
 use crate::conformance::raw::Raw;
@@ -172,6 +172,72 @@ fn retained_messages_go_on_where_they_stopped_when_the_device_comes_back() {
         }
         let expected: Vec<String> = (0..40).map(|n| n.to_string()).collect();
         assert_eq!(got, expected);
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn who_subscribes_again_at_once_gets_what_is_retained_again() {
+    run(async {
+        let gateway = Gateway::start().await;
+        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        for topic in ["kept/a", "kept/b"] {
+            publisher
+                .publish(Publish::new(topic, 1, topic).retained())
+                .await;
+        }
+        for version in VERSIONS {
+            let connect = Connect::new(version, "reader").persistent();
+            let mut device = Device::connect(gateway.mqtt, connect).await;
+            // What waits has been read once this arrives: from now on all goes on at once.
+            device.subscribe("kept/a", 1).await;
+            assert_eq!(device.take().await.text(), "kept/a");
+            let subscribe = |id| wire::subscribe(version, id, &Vec::new(), &[("kept/#", 1)]);
+            let again = [subscribe(101), subscribe(102)].concat();
+            device.send(&again).await.unwrap();
+            let mut got = Vec::new();
+            for _ in 0..4 {
+                got.push(device.take().await.text());
+            }
+            assert_eq!(got, ["kept/a", "kept/b", "kept/a", "kept/b"]);
+            device.has_nothing().await;
+            device.unsubscribe("kept/a").await;
+            device.disconnect().await;
+        }
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn a_filter_that_matches_one_of_very_many_retained_messages_gets_it() {
+    run(async {
+        const MESSAGES: usize = 10_000;
+        let gateway = Gateway::start().await;
+        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut all = Vec::new();
+        for n in 0..MESSAGES {
+            let publish = Publish::new(&format!("many/{n:05}"), 0, n.to_string()).retained();
+            all.extend(wire::publish(V5, &publish));
+        }
+        publisher.send(&all).await.unwrap();
+        let rare = Publish::new("z/rare", 1, "rare").retained();
+        assert_eq!(publisher.publish(rare).await, 0);
+        for persistent in [false, true] {
+            let connect = Connect::new(V5, "reader");
+            let connect = if persistent {
+                connect.persistent()
+            } else {
+                connect
+            };
+            let mut device = Device::connect(gateway.mqtt, connect).await;
+            device.subscribe("+/rare", 1).await;
+            assert_eq!(device.take().await.text(), "rare");
+            device.subscribe("many/#", 0).await;
+            for n in 0..MESSAGES {
+                assert_eq!(device.take().await.text(), n.to_string());
+            }
+            device.disconnect().await;
+        }
         gateway.finish().await;
     });
 }
