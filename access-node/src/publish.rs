@@ -358,7 +358,10 @@ impl Routing<'_> {
         let node = self.node;
         for group in node.shared.matching(self.publish.topic.as_str()) {
             let mut passed_over = PassedOver::new();
-            while let Some(member) = group.choose(self.publish.qos, &passed_over, &node.config) {
+            // Each choice looks at every member: not as often as there are members.
+            while passed_over.len() < redispatch::OFFERS_MAX
+                && let Some(member) = group.choose(self.publish.qos, &passed_over, &node.config)
+            {
                 if self.give_to_member(&group, &member, fan_out, expires_at_ms, corked) {
                     matched += 1;
                     break;

@@ -27,7 +27,7 @@ use crate::shared::PassedOver;
 use crate::subscriptions::Subscriber;
 
 /// Members that one message is offered to before it counts as one that the group has no room for.
-const OFFERS_MAX: usize = 16;
+pub(crate) const OFFERS_MAX: usize = 16;
 /// Entries of an ended session that move together, sharing a commit.
 const PAGE_ENTRIES: usize = 128;
 const PAGE_BYTES: usize = 512 * 1024;

@@ -9,7 +9,7 @@ use moorline_tests::others::{Running, mosquitto};
 use moorline_tests::wire::{self, Connect, Publish, V3, V5, Value, property};
 use moorline_tests::{Gateway, eventually};
 
-use crate::support::{VERSIONS, await_waiting, resume, run, waiting};
+use crate::support::{VERSIONS, await_waiting, metric, resume, run, waiting};
 
 const FILTER: &str = "$share/g/job/+";
 
@@ -111,6 +111,40 @@ fn a_member_gets_its_own_qos_identifier_and_retain_flag() {
                 );
                 assert!(got.retain && !got.dup);
             }
+            device.has_nothing().await;
+        }
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn a_message_that_no_member_takes_is_not_offered_to_all_of_a_large_group() {
+    run(async {
+        const MEMBERS: usize = 40;
+        let gateway = Gateway::start().await;
+        let mut members = Vec::new();
+        for n in 0..MEMBERS {
+            let connect = Connect::new(V5, &format!("m{n}"));
+            let connect = connect.with(property::MAXIMUM_PACKET_SIZE, Value::Four(64));
+            let mut device = Device::connect(gateway.mqtt, connect).await;
+            assert_eq!(device.subscribe(FILTER, 1).await, 1);
+            members.push(device);
+        }
+        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        publisher
+            .publish(Publish::new("job/x", 1, vec![b'x'; 100]))
+            .await;
+        let text = gateway.api().get("/metrics").await.text;
+        let line = text
+            .lines()
+            .find(|line| line.contains("larger_than_maximum_packet_size"))
+            .expect("a count of what was too large");
+        let offers = metric(line, line.split('{').next().unwrap_or_default()).unwrap();
+        assert!((1.0..MEMBERS as f64 / 2.0).contains(&offers), "{line}");
+        // Who can have it does.
+        publish(&mut publisher, 1, 0..MEMBERS).await;
+        for device in &mut members {
+            device.take().await;
             device.has_nothing().await;
         }
         gateway.finish().await;
