@@ -103,6 +103,11 @@ async fn read_line(stream: &TcpStream, header: &mut Vec<u8>) -> Result<(), Proxy
 }
 
 fn client_v1(header: &[u8]) -> Result<Option<SocketAddr>, ProxyError> {
+    if !header.ends_with(b"\r\n") {
+        // After UNKNOWN the parser takes any line.
+        let problem = "the line does not end in CR LF";
+        return Err(ProxyError::Invalid(problem.to_owned()));
+    }
     let header =
         v1::Header::try_from(header).map_err(|error| ProxyError::Invalid(error.to_string()))?;
     Ok(match header.addresses {
