@@ -43,8 +43,9 @@ enum Stage {
     Recorded,
     /// PUBREL has come on this connection.
     Released,
-    /// The last acknowledgement was sent on this connection.
-    Acknowledged,
+    /// The last acknowledgement was sent on this connection: of what had been released, or a refusal,
+    /// which a killed process may have forgotten.
+    Acknowledged { received: Received },
 }
 
 /// What the server knows of a PUBREC.
@@ -158,7 +159,7 @@ impl Client {
     fn in_flight(&self) -> usize {
         self.due
             .iter()
-            .filter(|due| !matches!(due.stage, Stage::Waits { .. } | Stage::Acknowledged))
+            .filter(|due| !matches!(due.stage, Stage::Waits { .. } | Stage::Acknowledged { .. }))
             .count()
     }
 
@@ -191,7 +192,7 @@ impl Client {
         let id = publish.packet_id;
         let in_use = self.due.iter().find(|due| {
             due.packet_id == Some(id)
-                && !matches!(due.stage, Stage::Waits { .. } | Stage::Acknowledged)
+                && !matches!(due.stage, Stage::Waits { .. } | Stage::Acknowledged { .. })
         });
         if let Some(other) = in_use {
             return Err(format!("packet id {id} is in use by {}", other.describe()));
@@ -340,14 +341,18 @@ impl Client {
     pub(crate) fn acknowledged(&mut self, packet_id: u16) {
         let due = self.sent(packet_id);
         due.doubtful = true;
-        due.stage = Stage::Acknowledged;
+        let received = match due.stage {
+            Stage::Released => Received::Yes,
+            _ => Received::No,
+        };
+        due.stage = Stage::Acknowledged { received };
     }
 
     /// The server has read everything that was sent to it.
     pub(crate) fn all_is_read(&mut self) {
         let (ended, due) = std::mem::take(&mut self.due)
             .into_iter()
-            .partition(|due| due.stage == Stage::Acknowledged);
+            .partition(|due| matches!(due.stage, Stage::Acknowledged { .. }));
         self.due = due;
         self.ended.extend::<Vec<Due>>(ended);
     }
@@ -412,11 +417,9 @@ impl Due {
         self.dup_allowed = true;
         let received = match self.stage {
             Stage::Waits { received } => received,
-            Stage::Sent { received } => received,
+            Stage::Sent { received } | Stage::Acknowledged { received } => received,
             Stage::Recorded => Received::Maybe,
             Stage::Released => Received::Yes,
-            Stage::Acknowledged if self.qos == 2 => Received::Yes,
-            Stage::Acknowledged => Received::No,
         };
         self.stage = Stage::Waits { received };
     }
