@@ -230,7 +230,15 @@ impl Connection {
         }
         if let (Some(refusal), Version::V5) = (refusal, self.version) {
             let answer = self.refused(Packet::PubRec, id, refusal);
-            self.put_in_line(None, answer);
+            // The identifier is free again: what comes under it next is another message, and must not go
+            // by the id of one that was begun on an earlier connection.
+            let forgotten = self.received.remove(&id).map(|_| {
+                self.node
+                    .stores
+                    .sessions
+                    .release_received(&self.session.client, id)
+            });
+            self.put_in_line(forgotten, answer);
             return Ok(());
         }
         let persistent = self.session.lock().keeps_inbox();

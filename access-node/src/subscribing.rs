@@ -90,8 +90,9 @@ impl Connection {
         unsubscribe: &Unsubscribe,
         turn: &mut Turn,
     ) -> Result<(), CloseReason> {
-        let held = (unsubscribe.filters.len() > FEW_FILTERS).then(|| self.filters_held());
-        let is_held = |filter: &str| held.as_ref().is_none_or(|held| held.contains(filter));
+        let mut held = (unsubscribe.filters.len() > FEW_FILTERS).then(|| self.filters_held());
+        // Once: a filter named again and again is looked for among those held only the first time.
+        let mut is_held = |filter: &str| held.as_mut().is_none_or(|held| held.remove(filter));
         let reasons: Vec<ReasonCode> = unsubscribe
             .filters
             .iter()
