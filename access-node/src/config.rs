@@ -178,6 +178,9 @@ pub enum QueueOverflow {
     DropNew,
 }
 
+/// As much as one run of deliveries gathers before it writes: less would look full when nothing is.
+const UNSENT_BYTES_LEAST: usize = 2 * crate::outbound::GATHER_BYTES;
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -220,7 +223,6 @@ impl Config {
             ("packet_bytes_max", u64::from(self.packet_bytes_max)),
             ("receive_maximum", u64::from(self.receive_maximum)),
             ("in_flight_max", u64::from(self.in_flight_max)),
-            ("unsent_bytes_max", self.unsent_bytes_max as u64),
             ("topic_levels_max", self.topic_levels_max as u64),
             (
                 "handshake_timeout",
@@ -238,6 +240,11 @@ impl Config {
         if self.packet_bytes_max > PACKET_BYTES_MAX {
             return Err(format!(
                 "mqtt.packet_bytes_max must be at most {PACKET_BYTES_MAX}, the protocol's limit"
+            ));
+        }
+        if self.unsent_bytes_max < UNSENT_BYTES_LEAST {
+            return Err(format!(
+                "mqtt.unsent_bytes_max must be at least {UNSENT_BYTES_LEAST}"
             ));
         }
         if self.topic_alias_max > 256 {

@@ -27,7 +27,7 @@ use crate::wire::{self, BEHIND, CLOSING, UNSENT};
 use crate::ws;
 
 /// Bytes that are written within one run of deliveries rather than gathered.
-const GATHER_BYTES: usize = 32 * 1024;
+pub(crate) const GATHER_BYTES: usize = 32 * 1024;
 
 /// Sessions that were written to and are flushed together: a burst for one device costs one
 /// system call, not one a message.

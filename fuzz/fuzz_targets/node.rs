@@ -8,7 +8,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use moorline_access_node::{AccessNode, Config, ListenerConfig, ListenerSettings, Protocol};
+use moorline_access_node::{
+    Access, AccessNode, Config, ListenerConfig, ListenerSettings, Protocol,
+};
 use moorline_mqtt::TopicFilter;
 use moorline_router::NodeId;
 use moorline_router::embedded::{Config as StoreConfig, EmbeddedStore};
@@ -104,7 +106,7 @@ impl Node {
         let routes = UpstreamRoutes::new(upstream.expect("a filter"), Vec::new());
         let node = runtime.block_on(async {
             let id = NodeId::for_this_run("fuzz");
-            let mut node = AccessNode::start(id, config, store.stores(), routes)
+            let mut node = AccessNode::start(id, config, Access::default(), store.stores(), routes)
                 .await
                 .expect("an empty store has no faults");
             node.listen(&socket, settings).expect("one more handle");
