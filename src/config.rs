@@ -436,6 +436,20 @@ impl Config {
                 ));
             }
         }
+        let asks_for_certificates = |(_, listener): &(String, ListenerConfig)| {
+            let tls = listener.tls.as_ref();
+            tls.is_some_and(|tls| tls.client_ca.is_some())
+        };
+        if !self.acl.rules.is_empty()
+            && !self.auth.is_on()
+            && !listeners.iter().any(asks_for_certificates)
+        {
+            return Err(
+                "acl.rules hold for nobody, because devices are not authenticated: \
+                 set auth.chain, like [\"password_file\"], or leave the rules out"
+                    .to_owned(),
+            );
+        }
         Ok(())
     }
 }
@@ -511,6 +525,17 @@ mod tests {
             "{error}"
         );
         config.listen.ws = Endpoint::Off;
+        assert_eq!(validate(&config), Ok(()));
+    }
+
+    #[test]
+    fn rules_that_hold_for_nobody_are_refused() {
+        let mut config = Config::default();
+        let deny = "permission = 'deny'\ntopics = ['secret/#']";
+        config.acl.rules = vec![toml::from_str(deny).unwrap()];
+        let error = validate(&config).unwrap_err();
+        assert!(error.starts_with("acl.rules hold for nobody"), "{error}");
+        config.auth.chain = vec![AuthenticatorKind::PasswordFile];
         assert_eq!(validate(&config), Ok(()));
     }
 

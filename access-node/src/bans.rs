@@ -235,11 +235,12 @@ impl Names for BanTarget {
                 .wire
                 .address()
                 .is_some_and(|address| net.contains(&address.ip().to_canonical())),
+            // Nobody has said whether an anonymous device has the name that it gives.
             Self::Username(name) => link
                 .identity
                 .as_ref()
-                .is_some_and(|identity| identity.username.as_ref() == Some(name)),
-            // Found by its session.
+                .is_some_and(|identity| identity.username.as_deref() == Some(&**name)),
+            // Found by its id.
             Self::Client(_) => false,
         }
     }

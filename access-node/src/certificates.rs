@@ -20,6 +20,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::listener_config::{CertificateIdentity, ClientCertificateMode, TlsConfig};
 use crate::peer::ClientCertificate;
+use crate::tls::TlsError;
 
 /// How often the files are looked at.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -173,8 +174,17 @@ fn read_file(key: &str, path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("{key}: cannot read {}: {error}", path.display()))
 }
 
-/// What a device's certificate says of it. It has been verified, so it can be read.
-pub(crate) fn client_certificate(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
+/// The certificate that a device has shown, if it has shown one. One that cannot be read ends the
+/// handshake: a device must not become anonymous by it.
+pub(crate) fn of_peer(chain: &[CertificateDer<'_>]) -> Result<Option<ClientCertificate>, TlsError> {
+    chain
+        .first()
+        .map(|shown| client_certificate(shown).ok_or(TlsError::Certificate))
+        .transpose()
+}
+
+/// What a device's certificate says of it.
+fn client_certificate(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let common_name = parsed
         .subject()
@@ -197,4 +207,27 @@ pub(crate) fn client_certificate(certificate: &CertificateDer<'_>) -> Option<Cli
         alternative_names,
         fingerprint: Sha256::digest(certificate).into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_cannot_be_read_is_not_none() {
+        let made = rcgen::generate_simple_self_signed(vec!["car-7".to_owned()]).unwrap();
+        let good = made.cert.der().clone();
+        let name = |chain: &[CertificateDer<'_>]| {
+            let read = of_peer(chain).map_err(|error| error.to_string())?;
+            Ok::<_, String>(read.map(|read| read.alternative_names))
+        };
+        assert_eq!(name(&[]), Ok(None));
+        assert_eq!(
+            name(std::slice::from_ref(&good)),
+            Ok(Some(vec!["car-7".into()]))
+        );
+        let torn = CertificateDer::from(&good[..good.len() / 2]);
+        let error = name(&[torn, good.clone()]).unwrap_err();
+        assert!(error.contains("cannot be read"), "{error}");
+    }
 }

@@ -24,6 +24,9 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// Bytes of the largest packet taken from a device.
     pub packet_bytes_max: u32,
+    /// The same for the CONNECT, its will included: what a device may make the gateway hold before
+    /// it has said who it is.
+    pub connect_bytes_max: u32,
     /// QoS 1 and 2 PUBLISH of one device that may await their acknowledgement (Receive Maximum).
     pub receive_maximum: u16,
     /// QoS 1 and 2 messages in flight to one device, whatever larger Receive Maximum it asks for.
@@ -188,6 +191,7 @@ impl Default for Config {
             connections_max: 1_000_000,
             handshake_timeout: Duration::from_secs(10),
             packet_bytes_max: 1024 * 1024,
+            connect_bytes_max: 128 * 1024,
             receive_maximum: 256,
             in_flight_max: 128,
             queued_messages_max: 1_000,
@@ -221,6 +225,7 @@ impl Config {
         let positive = [
             ("connections_max", self.connections_max as u64),
             ("packet_bytes_max", u64::from(self.packet_bytes_max)),
+            ("connect_bytes_max", u64::from(self.connect_bytes_max)),
             ("receive_maximum", u64::from(self.receive_maximum)),
             ("in_flight_max", u64::from(self.in_flight_max)),
             ("topic_levels_max", self.topic_levels_max as u64),

@@ -21,7 +21,7 @@ use crate::admission::HalfOpen;
 use crate::aliases::SentAliases;
 use crate::auth::identity::Identity;
 use crate::auth::{self, Known};
-use crate::certificates::client_certificate;
+use crate::certificates;
 use crate::close_reason::{CloseReason, Refusal};
 use crate::connack::{self, Granted};
 use crate::connection::{Connection, ReceivedId};
@@ -152,13 +152,15 @@ async fn open(
         Some(certificates) => {
             let tls = tls::accept(&stream, certificates.current(), &node.handshake_turns).await?;
             let chain = tls.agreed().peer_certificates().unwrap_or_default();
-            peer.certificate = chain.first().and_then(client_certificate).map(Arc::new);
+            peer.certificate = certificates::of_peer(chain)?.map(Arc::new);
             Some(tls)
         }
         None => None,
     };
     let (read, write) = stream.into_split();
-    let mut reader = Reader::new(read, Decoder::server(settings.packet_bytes_max));
+    // Nobody knows yet who this is, and many of them may be kept waiting at once.
+    let connect_bytes_max = settings.packet_bytes_max.min(node.config.connect_bytes_max);
+    let mut reader = Reader::new(read, Decoder::server(connect_bytes_max));
     let wire = Arc::new(Wire::new(write, node.clock.now_s(), tls, proxied));
     let mut first = Bytes::new();
     if settings.transport == Transport::WebSocket {
@@ -167,6 +169,9 @@ async fn open(
     }
     match read_connect(&mut reader, &wire, first).await {
         Ok((connect, rest)) => {
+            reader
+                .decoder
+                .set_packet_bytes_max(settings.packet_bytes_max);
             let asked = Asked {
                 connect,
                 peer: peer.clone(),
@@ -589,6 +594,10 @@ fn drop_denied(node: &Node, session: &Arc<Session>, identity: &Identity) {
             .into_iter()
             .partition(may);
         state.subscriptions = kept;
+        if let Some(feed) = &mut state.feed {
+            // Of what is retained, too, it has got only a part so far.
+            denied.iter().for_each(|held| feed.remove(&held.filter));
+        }
         denied
     };
     for held in denied {

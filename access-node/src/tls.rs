@@ -40,6 +40,8 @@ pub(crate) enum TlsError {
     Unbounded,
     #[error("TLS: broken off before")]
     Broken,
+    #[error("TLS: the device's certificate was found good but cannot be read")]
+    Certificate,
     #[error(transparent)]
     Network(#[from] io::Error),
 }

@@ -60,6 +60,12 @@ impl Decoder {
         }
     }
 
+    /// Takes packets of up to `packet_bytes_max` from now on: a CONNECT may deserve less trust than what
+    /// follows it.
+    pub const fn set_packet_bytes_max(&mut self, packet_bytes_max: u32) {
+        self.packet_bytes_max = packet_bytes_max;
+    }
+
     /// The version of the connection, once it is known.
     pub fn version(&self) -> Option<Version> {
         self.version

@@ -2,7 +2,7 @@
 
 use moorline_tests::device::Device;
 use moorline_tests::waiting::SOON;
-use moorline_tests::wire::{Connect, Publish, V3, V5, Will};
+use moorline_tests::wire::{Connect, Publish, V3, V5, Value, Will};
 use moorline_tests::{Gateway, eventually, soon};
 
 use crate::auth::{ann, answer, as_user, not_authorized, with_users};
@@ -244,6 +244,39 @@ topics = ["weather"]
             })
             .await;
         }
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn a_resumed_session_gets_no_more_of_what_is_retained_either() {
+    const RETAINED: usize = 30;
+    run(async {
+        let config = r#"
+[[acl.rules]]
+permission = "allow"
+topics = ["news/#"]
+users = ["bob"]
+"#;
+        let (gateway, _folder) = with_users(config).await;
+        let mut sender = Device::connect(gateway.mqtt, bob(V5, "sender")).await;
+        for number in 0..RETAINED {
+            let news = Publish::new(&format!("news/{number}"), 1, "kept").retained();
+            assert!(sender.publish(news).await < 0x80);
+        }
+        let one_at_a_time = bob(V5, "car").persistent().with(0x21, Value::Two(1));
+        let mut device = Device::connect(gateway.mqtt, one_at_a_time).await;
+        assert_eq!(device.subscribe("news/#", 1).await, 1);
+        device.next_publish().await;
+        drop(device);
+        let mut device = Device::connect(gateway.mqtt, ann(V5, "car").persistent()).await;
+        assert!(device.session_present);
+        // What was handed over before is the session's.
+        let mut taken = 0;
+        while device.take_within(SOON / 4).await.is_some() {
+            taken += 1;
+        }
+        assert!(taken < RETAINED / 2, "{taken} messages");
         gateway.finish().await;
     });
 }

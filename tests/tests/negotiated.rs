@@ -464,3 +464,21 @@ fn a_slow_reader_without_a_session_keeps_what_the_policy_says() {
         }
     });
 }
+
+#[test]
+fn a_connect_may_be_smaller_than_what_follows_it() {
+    run(async {
+        let config = "[mqtt]\nconnect_bytes_max = 1000\n";
+        let gateway = Gateway::start_with(Options::config(config)).await;
+        let large = Connect::new(V5, &"x".repeat(1_000));
+        let mut raw = Raw::open(gateway.mqtt).await;
+        raw.send(&moorline_tests::wire::connect(&large)).await;
+        assert_eq!(raw.frame().await, None, "closed without an answer");
+        let mut device = Device::clean(gateway.mqtt, V5, &"x".repeat(900)).await;
+        device.subscribe("big", 1).await;
+        let publish = Publish::new("big", 1, "y".repeat(500_000));
+        assert_eq!(device.publish(publish).await, 0);
+        assert_eq!(device.take().await.payload.len(), 500_000);
+        gateway.finish().await;
+    });
+}

@@ -369,6 +369,10 @@ impl HttpAuthConfig {
 fn check_url(key: &str, url: &str) -> Result<(), String> {
     let parsed = reqwest::Url::parse(url);
     match parsed {
+        // The URL is logged, and what is wrong with one is not to be shown with it.
+        Ok(parsed) if !parsed.username().is_empty() || parsed.password().is_some() => Err(format!(
+            "{key} must not hold a user name or a password: a secret belongs in a file, as auth.http.authorization_file"
+        )),
         Ok(parsed) if matches!(parsed.scheme(), "http" | "https") => Ok(()),
         _ => Err(format!(
             "{key} is {url:?}, must be like \"https://backend.example/mqtt\""
@@ -380,5 +384,22 @@ impl AclConfig {
     /// Checks what the types cannot; the error names the rule.
     pub fn validate(&self) -> Result<(), String> {
         super::acl::Acl::new(self, "d").map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_holds_no_secret_and_none_is_shown() {
+        let error = |url: &str| check_url("auth.http.url", url).err().unwrap_or_default();
+        assert_eq!(error("https://backend.example/mqtt"), "");
+        assert!(error("backend.example").contains("must be like"));
+        for url in ["https://user:s3cret@backend.example/", "ftp://:s3cret@x/"] {
+            let error = error(url);
+            assert!(error.contains("must not hold"), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
     }
 }

@@ -23,6 +23,8 @@ use tokio::sync::{Semaphore, watch};
 use super::cache::{Cache, Fingerprint, Hasher};
 use super::config::{HttpAuthConfig, OnError, RuleConfig};
 use super::{Accepted, Credentials, Refusal, Verdict, acl};
+use crate::deadlines::Clock;
+use crate::rate::LogLimit;
 
 /// Bytes of the longest answer.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -126,6 +128,9 @@ struct Calls {
     under_way: Mutex<HashMap<Fingerprint, watch::Receiver<Option<Outcome>>>>,
     turns: Semaphore,
     down_until: Mutex<Option<Instant>>,
+    /// Whoever connects makes the backend fail as often as it likes.
+    log_limit: LogLimit,
+    clock: Clock,
 }
 
 impl HttpAuth {
@@ -141,6 +146,8 @@ impl HttpAuth {
             under_way: Mutex::default(),
             turns: Semaphore::new(config.calls_max),
             down_until: Mutex::new(None),
+            log_limit: LogLimit::default(),
+            clock: Clock::new(),
             config: config.clone(),
         };
         Ok(Self {
@@ -252,7 +259,9 @@ impl Calls {
                 outcome
             }
             Err((error, is_silent)) => {
-                tracing::warn!(url = self.config.url, client = question.client_id, %error, "no answer about a device");
+                if let Some(suppressed) = self.log_limit.allows(self.clock.now_s()) {
+                    tracing::warn!(url = self.config.url, client = question.client_id, %error, suppressed, "no answer about a device");
+                }
                 if is_silent {
                     *self.down_until.lock() = Some(Instant::now() + DOWN_PAUSE);
                 }

@@ -53,6 +53,13 @@ pub(super) fn of_file(config: &JwtKeyConfig, bytes: &[u8]) -> Result<Vec<Key>, S
 }
 
 fn secret(bytes: &[u8]) -> Result<DecodingKey, String> {
+    if bytes.starts_with(b"-----BEGIN") {
+        // Whoever has a public key could sign with it.
+        return Err(
+            "a secret for HS256 must not be a PEM file: is the algorithm that of another key?"
+                .to_owned(),
+        );
+    }
     if bytes.len() < SECRET_BYTES_MIN {
         return Err(format!(
             "a secret for HS256 must have at least {SECRET_BYTES_MIN} bytes, this one has {}",
@@ -112,4 +119,18 @@ fn of_jwk(jwk: &Jwk, is_public: bool) -> Option<Key> {
             .is_ok_and(|bytes| bytes.len() < SECRET_BYTES_MIN);
     let id = common.key_id.as_deref().map(Into::into);
     (!is_short).then_some(Key { id, algorithm, key })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_public_key_is_no_secret() {
+        let error = |bytes: &[u8]| secret(bytes).err().unwrap_or_default();
+        let pem = b"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----";
+        assert!(error(pem).contains("must not be a PEM file"));
+        assert!(error(b"short").contains("at least 32 bytes"));
+        assert_eq!(error(&[b'-'; 32]), "");
+    }
 }
