@@ -423,13 +423,16 @@ impl Config {
                     "{key}: name {name:?} is that of another listener, must be unique"
                 ));
             }
-            if !listener.address.ip().is_loopback()
+            // A proxy on this machine brings devices from anywhere.
+            let is_local =
+                listener.address.ip().is_loopback() && listener.proxy_protocol_from.is_empty();
+            if !is_local
                 && !listener.requires_certificate()
                 && !self.auth.is_on()
                 && !self.mqtt.allow_anonymous_beyond_loopback
             {
                 return Err(format!(
-                    "{key} is {}, which is not loopback, and devices are not authenticated: \
+                    "{key} is {}, which is not loopback or takes devices from a proxy, and devices are not authenticated: \
                      set auth.chain, like [\"password_file\"], \
                      or mqtt.allow_anonymous_beyond_loopback = true if anyone who reaches this address may connect",
                     listener.address
@@ -555,6 +558,17 @@ mod tests {
         assert_eq!(validate(&config), Ok(()));
         config.mqtt.allow_anonymous_beyond_loopback = false;
         config.auth.chain = vec![AuthenticatorKind::PasswordFile];
+        assert_eq!(validate(&config), Ok(()));
+    }
+
+    #[test]
+    fn who_comes_through_a_proxy_comes_from_beyond_loopback() {
+        let text = "[[listeners]]\nname = \"proxied\"\nprotocol = \"mqtt\"\n\
+                    address = \"127.0.0.1:0\"\nproxy_protocol_from = [\"127.0.0.1/32\"]\n";
+        let mut config: Config = toml::from_str(text).unwrap();
+        let error = validate(&config).unwrap_err();
+        assert!(error.contains("from a proxy"), "{error}");
+        config.mqtt.allow_anonymous_beyond_loopback = true;
         assert_eq!(validate(&config), Ok(()));
     }
 }

@@ -42,6 +42,11 @@ fn listener(name: &str, from: &str) -> String {
     )
 }
 
+/// Devices behind a proxy may come from anywhere, so this has to be said.
+fn open_to_all(config: &str) -> Options {
+    Options::config(config).env("MOORLINE_MQTT__ALLOW_ANONYMOUS_BEYOND_LOOPBACK", "true")
+}
+
 /// What the gateway says about where a client is.
 async fn address_of(gateway: &Gateway, id: &str) -> String {
     let body = gateway
@@ -55,8 +60,7 @@ async fn address_of(gateway: &Gateway, id: &str) -> String {
 #[test]
 fn a_trusted_proxy_tells_the_address_of_a_device() {
     run(async {
-        let gateway =
-            Gateway::start_with(Options::config(&listener("proxied", "127.0.0.0/8"))).await;
+        let gateway = Gateway::start_with(open_to_all(&listener("proxied", "127.0.0.0/8"))).await;
         let extras = [
             &ADDRESSES[..],
             &[0x01, 0, 4],
@@ -105,7 +109,7 @@ fn nothing_else_gets_through_and_the_log_says_why() {
             listener("trusting", "127.0.0.0/8"),
             listener("strict", "192.0.2.0/24"),
         ];
-        let gateway = Gateway::start_with(Options::config(&config.concat())).await;
+        let gateway = Gateway::start_with(open_to_all(&config.concat())).await;
         let (trusting, strict) = (gateway.further[0], gateway.further[1]);
         let connect = wire::connect(&Connect::new(V5, "x"));
         let good = v2(1, &ADDRESSES);
@@ -161,8 +165,7 @@ fn nothing_else_gets_through_and_the_log_says_why() {
 #[test]
 fn a_header_that_does_not_end_is_waited_for_no_longer_than_a_handshake() {
     run(async {
-        let gateway =
-            Gateway::start_with(Options::config(&listener("proxied", "127.0.0.0/8"))).await;
+        let gateway = Gateway::start_with(open_to_all(&listener("proxied", "127.0.0.0/8"))).await;
         for header in [&b"PROXY TCP4 1.2"[..], &v2(1, &ADDRESSES)[..20], b""] {
             let mut stream = TcpStream::connect(gateway.further[0]).await.unwrap();
             stream.write_all(header).await.unwrap();
@@ -336,7 +339,7 @@ fn the_same_traffic_goes_over_every_transport_and_behind_a_proxy() {
             table("proxied-tls", "mqtt", &[proxied, &tls]),
             table("proxied-wss", "ws", &[proxied, &tls]),
         ];
-        let gateway = Gateway::start_with(Options::config(&config.concat())).await;
+        let gateway = Gateway::start_with(open_to_all(&config.concat())).await;
         let at = gateway.further.clone();
         let haproxy = Haproxy::start(&[
             (at[2], "send-proxy-v2"),
@@ -400,7 +403,7 @@ fn limits_of_an_address_are_those_of_the_device_behind_the_proxy() {
             "{}[mqtt.per_address]\nhalf_open_max = 1\n",
             listener("proxied", "127.0.0.0/8").replace("\"2s\"", "\"20s\"")
         );
-        let gateway = Gateway::start_with(Options::config(&config)).await;
+        let gateway = Gateway::start_with(open_to_all(&config)).await;
         let open = || async {
             let mut stream = TcpStream::connect(gateway.further[0]).await.unwrap();
             stream.write_all(&v2(1, &ADDRESSES)).await.unwrap();
