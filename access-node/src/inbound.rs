@@ -107,8 +107,8 @@ impl Connection {
         if publish.qos > QoS::AtMostOnce {
             self.check_receive_maximum(publish.packet_id)?;
         }
-        let mut refusal = refuse_topic(&publish.topic, &self.node.config)
-            .or_else(|| self.deny_publish(publish.topic.as_str()));
+        let denied = self.deny_publish(publish.topic.as_str())?;
+        let mut refusal = refuse_topic(&publish.topic, &self.node.config).or(denied);
         if self.version == Version::V5 && publish.qos > QoS::AtMostOnce {
             refusal = refusal.or_else(|| refuse_retained(&publish, &self.node));
         }
@@ -199,21 +199,24 @@ impl Connection {
         route(&self.node, publish, Some(sender), id, &mut turn.corked)
     }
 
-    /// Why this device may not publish to `topic`, if so.
-    fn deny_publish(&self, topic: &str) -> Option<Refusal> {
-        let state = self.session.lock();
-        let denied = state
-            .identity()
+    /// Why this device may not publish to `topic`, if so. Once displaced it may nothing: who it was is
+    /// known with its link, and what it sent is not acknowledged.
+    fn deny_publish(&self, topic: &str) -> Result<Option<Refusal>, CloseReason> {
+        let mut state = self.session.lock();
+        let link = state.link_of(self.epoch).ok_or(CloseReason::TakenOver)?;
+        let denied = link
+            .identity
+            .as_ref()
             .is_some_and(|identity| !identity.may_publish(topic));
         drop(state);
-        denied.then(|| {
+        Ok(denied.then(|| {
             self.node.metrics.denied_publish.increment(1);
             tracing::debug!(client = %self.session.client, topic, "publish denied");
             Refusal::new(
                 ReasonCode::NotAuthorized,
                 "the device may not publish to this topic",
             )
-        })
+        }))
     }
 
     fn on_publish_qos2(
