@@ -101,7 +101,7 @@ async fn detached(node: &Arc<Node>, session: &Arc<Session>, link: &mut Link) {
     let record = session.lock().record(client);
     let disconnected_at_ms = record.disconnected_at_ms.unwrap_or_else(unix_ms);
     let expiry_interval_s = record.expiry_interval_s;
-    if let Err(error) = node.stores.sessions.save(record).await {
+    if let Err(error) = node.stores.sessions.save(link.epoch, record).await {
         warn(error);
     }
     set_expiry(node, client, disconnected_at_ms, expiry_interval_s);

@@ -292,7 +292,7 @@ impl Connection {
         self.node
             .stores
             .sessions
-            .save_received(&self.session.client, received)
+            .save_received(&self.session.client, self.epoch, received)
     }
 
     fn on_pubrel(&mut self, id: PacketId) {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use moorline_mqtt::Publish;
 use moorline_router::{
-    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, MessageId, NodeId, Nodes, Published,
-    SessionView, StoreError,
+    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId, Nodes,
+    Published, SessionView, StoreError,
 };
 
 use crate::bans;
@@ -44,6 +44,36 @@ impl Nodes for LocalNodes {
         };
         link.close(CloseReason::Kicked);
         Ok(true)
+    }
+
+    async fn displace(
+        &self,
+        node: &NodeId,
+        client: &ClientId,
+        by: Epoch,
+    ) -> Result<bool, StoreError> {
+        if *node != self.0.id {
+            return Ok(false);
+        }
+        let Some(session) = self.0.session(client) else {
+            return Ok(false);
+        };
+        let settled = {
+            let mut state = session.lock();
+            let settled = self.0.handovers.await_settled(&state);
+            match &mut state.link {
+                Some(link) if link.epoch < by => link.close(CloseReason::TakenOver),
+                _ => return Ok(false),
+            }
+            settled
+        };
+        settled.wait(crate::ending::SETTLED_TIMEOUT).await;
+        Ok(true)
+    }
+
+    async fn session_changed(&self, _: &NodeId, _: &ClientId) -> Result<(), StoreError> {
+        // The one node of a machine sees every subscription where it is made.
+        Ok(())
     }
 
     async fn bans(
@@ -96,7 +126,7 @@ impl Nodes for LocalNodes {
             durable.await?;
         }
         Ok(Published {
-            matched: routed.matched,
+            matched: Some(routed.matched),
         })
     }
 }

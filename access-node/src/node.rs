@@ -198,8 +198,11 @@ impl Node {
                 NodeState::Up
             },
             connections: self.admission.gate.open() as u64,
+            region: String::new(),
+            server_reference: String::new(),
         };
-        self.stores.routes.renew(record, LEASE_MS).await
+        self.stores.routes.renew(record, LEASE_MS).await?;
+        Ok(())
     }
 
     /// Renews the lease from the runtime that serves devices: a stuck node loses it.

@@ -138,7 +138,7 @@ impl Connection {
             let is_ours = state.link_of(self.epoch).is_some();
             (changed && is_ours && state.keeps_inbox()).then(|| state.record(&self.session.client))
         };
-        match record.map(|record| self.node.stores.sessions.save(record)) {
+        match record.map(|record| self.node.stores.sessions.save(self.epoch, record)) {
             None => turn.replies.extend_from_slice(&packet),
             Some(saved) => {
                 self.put_in_line(Some(saved), PendingAnswer::Encoded(packet.freeze()));

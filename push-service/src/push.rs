@@ -267,7 +267,12 @@ impl Submitter {
             Some(DeliveryOutcome::Sent { epoch }) => {
                 (ReceiptState::Sent, Some((route.node, *epoch)))
             }
-            Some(DeliveryOutcome::Behind | DeliveryOutcome::NotHere | DeliveryOutcome::Dropped)
+            Some(
+                DeliveryOutcome::Behind
+                | DeliveryOutcome::NotHere
+                | DeliveryOutcome::Busy
+                | DeliveryOutcome::Dropped,
+            )
             | None => (ReceiptState::Accepted, None),
         }
     }
@@ -337,7 +342,7 @@ impl Submitter {
                 .nodes
                 .publish(id.clone(), publish(&push, traceparent))
                 .await?;
-            return Ok((step(ReceiptState::Sent, None), Some(published.matched)));
+            return Ok((step(ReceiptState::Sent, None), published.matched));
         };
         let client = client.clone();
         let route = self.stores.routes.look_up(&client).await?;

@@ -9,6 +9,8 @@
 //! | [`Inboxes`] | what waits for a device, and the receipts of what was pushed |
 //! | [`Sessions`] | persistent MQTT sessions, wills, received QoS 2 packet identifiers |
 //! | [`Retained`] | retained messages |
+//! | [`Shards`] | who sees to clients that are on no node; many nodes only |
+//! | [`PubSub`] | publications on their way to other nodes; many nodes only |
 //! | [`Bans`] | who may not connect |
 //! | [`UpstreamBus`] | what devices sent and a backend has not taken yet |
 //! | [`Nodes`] | the way to an access node, wherever it runs |
@@ -28,8 +30,10 @@ pub mod ids;
 pub mod inboxes;
 pub mod message;
 pub mod nodes;
+pub mod pubsub;
 pub mod routes;
 pub mod sessions;
+pub mod shards;
 pub mod upstream;
 
 pub use bans::{Ban, BanTarget, Bans, InvalidBan};
@@ -41,10 +45,13 @@ pub use inboxes::{
 };
 pub use message::{Message, Origin, Share};
 pub use nodes::{BanView, Delivery, DeliveryOutcome, Nodes, Published, SessionView};
-pub use routes::{Claim, NodeRecord, NodeState, Route, Routes};
+pub use pubsub::{PubSub, Publication};
+pub use routes::{Claim, NodeRecord, NodeState, Route, Routes, Standing};
 pub use sessions::{
-    ReceivedPublish, Retained, SessionRecord, Sessions, StoredSubscription, StoredWill,
+    ReceivedPublish, Retained, RetainedChanges, RetainedVersion, SessionRecord, Sessions,
+    StoredSubscription, StoredWill,
 };
+pub use shards::{Due, DueTimer, Shards, TimerKind};
 pub use upstream::{
     DeadLetter, QueueName, Settlement, UpstreamBus, UpstreamDelivery, UpstreamMessage,
 };

@@ -29,6 +29,8 @@ pub enum DeliveryOutcome {
     Behind,
     /// The device is not connected to this node.
     NotHere,
+    /// The node has more to do than it takes, or is out of reach: the session will read the message from the inbox.
+    Busy,
     /// A QoS 0 push that the connection could not take.
     Dropped,
 }
@@ -36,8 +38,8 @@ pub enum DeliveryOutcome {
 /// What became of a publish to a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Published {
-    /// Sessions that match.
-    pub matched: u64,
+    /// Sessions that match; not known where there are several nodes.
+    pub matched: Option<u64>,
 }
 
 /// A connection as an operator sees it.
@@ -78,6 +80,19 @@ pub trait Nodes: Send + Sync {
 
     /// Closes the connection of `client` on `node` as an administrative action; says whether there was one.
     async fn disconnect(&self, node: &NodeId, client: &ClientId) -> Result<bool, StoreError>;
+
+    /// Closes the connection of `client` on `node` if it is older than `by`, the one that displaces it. Resolves when what
+    /// the displaced one took from the device is stored or refused; says whether there was one.
+    async fn displace(
+        &self,
+        node: &NodeId,
+        client: &ClientId,
+        by: Epoch,
+    ) -> Result<bool, StoreError>;
+
+    /// The stored session of `client` has changed: `node`, which holds its shard, reads it again. Resolves when whatever
+    /// is published from now on and matches reaches its inbox.
+    async fn session_changed(&self, node: &NodeId, client: &ClientId) -> Result<(), StoreError>;
 
     /// Bans in force on any node, in the order of their targets, from after `after`, at most `limit`.
     async fn bans(

@@ -24,6 +24,20 @@ pub struct Claim {
     pub previous: Option<Route>,
 }
 
+/// What a store knows of a connection that a node holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the client's.
+    Owned,
+    /// The store knew of no connection as new as this one, and knows of this one now.
+    Restored,
+    /// The client has a newer one.
+    Lost {
+        /// The newest epoch.
+        current: Epoch,
+    },
+}
+
 /// Whether a node takes new devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeState {
@@ -46,6 +60,10 @@ pub struct NodeRecord {
     pub state: NodeState,
     /// Connections held, as of the last renewal.
     pub connections: u64,
+    /// Where it runs, by the operator's word; nodes of one region send devices to each other first. May be empty.
+    pub region: String,
+    /// Where devices reach it, as MQTT 5.0 tells them (Server Reference); may be empty.
+    pub server_reference: String,
 }
 
 /// Routes and node leases.
@@ -71,8 +89,17 @@ pub trait Routes: Send + Sync {
         limit: usize,
     ) -> Result<Vec<(ClientId, Route)>, StoreError>;
 
-    /// Takes or renews the lease of `node` for `lease_ms` milliseconds.
-    async fn renew(&self, node: NodeRecord, lease_ms: u64) -> Result<(), StoreError>;
+    /// Takes or renews the lease of `node` for `lease_ms` milliseconds; says whether the store still knew it. One
+    /// that it does not know any more has been emptied, or has been out of reach for long: what the node holds is to be
+    /// compared ([`Routes::reconcile`]).
+    async fn renew(&self, node: NodeRecord, lease_ms: u64) -> Result<bool, StoreError>;
+
+    /// Compares the connections of `node` with the store, in order, and writes each route again that the store has lost.
+    async fn reconcile(
+        &self,
+        node: &NodeId,
+        held: &[(ClientId, Epoch)],
+    ) -> Result<Vec<Standing>, StoreError>;
 
     /// Gives the lease up; every route of the node is invalid at once.
     async fn leave(&self, node: &NodeId) -> Result<(), StoreError>;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use moorline_mqtt::{PacketId, SubscriptionOptions, TopicName, Will};
 
-use crate::{ClientId, Message, MessageId, StoreError};
+use crate::{ClientId, Epoch, Message, MessageId, StoreError};
 
 /// A subscription of a persistent session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct ReceivedPublish {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredWill {
     /// Of which connection.
-    pub epoch: crate::Epoch,
+    pub epoch: Epoch,
     /// The will.
     pub will: Will,
 }
@@ -59,8 +59,16 @@ pub trait Sessions: Send + Sync {
     /// Every session, for a node that starts.
     async fn load_all(&self) -> Result<Vec<SessionRecord>, StoreError>;
 
+    /// The session of one client, for a node that it connects to.
+    async fn load(&self, client: &ClientId) -> Result<Option<SessionRecord>, StoreError>;
+
     /// Writes or replaces the session; with a disconnected one, also how far its inbox was sent.
-    fn save(&self, session: SessionRecord) -> BoxFuture<'static, Result<(), StoreError>>;
+    /// `epoch` is the connection that writes it: [`StoreError::Stale`] once the client has a newer one.
+    fn save(
+        &self,
+        epoch: Epoch,
+        session: SessionRecord,
+    ) -> BoxFuture<'static, Result<(), StoreError>>;
 
     /// Removes the session with its received packet identifiers (not its inbox: see [`crate::Inboxes::end_session`]).
     fn delete(&self, client: &ClientId) -> BoxFuture<'static, Result<(), StoreError>>;
@@ -68,10 +76,11 @@ pub trait Sessions: Send + Sync {
     /// The unreleased QoS 2 PUBLISH of a client.
     async fn received(&self, client: &ClientId) -> Result<Vec<ReceivedPublish>, StoreError>;
 
-    /// Notes a received QoS 2 PUBLISH.
+    /// Notes a QoS 2 PUBLISH that the connection `epoch` received; [`StoreError::Stale`] once there is a newer one.
     fn save_received(
         &self,
         client: &ClientId,
+        epoch: Epoch,
         received: ReceivedPublish,
     ) -> BoxFuture<'static, Result<(), StoreError>>;
 
@@ -93,11 +102,34 @@ pub trait Sessions: Send + Sync {
     fn delete_will(
         &self,
         client: &ClientId,
-        epoch: crate::Epoch,
+        epoch: Epoch,
     ) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// The will that is kept for `client`.
+    async fn will(&self, client: &ClientId) -> Result<Option<StoredWill>, StoreError>;
 
     /// Every will that is kept, for a node that starts.
     async fn load_wills(&self) -> Result<Vec<(ClientId, StoredWill)>, StoreError>;
+}
+
+/// How much of the changes of retained messages a node has seen; the default is nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, PartialOrd, Ord)]
+pub struct RetainedVersion {
+    /// Which life of the store: after it was emptied everything is new.
+    pub generation: u64,
+    /// Counts changes.
+    pub change: u64,
+}
+
+/// Changes of retained messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetainedChanges {
+    /// Up to where these are.
+    pub version: RetainedVersion,
+    /// These are all there are: what is not among them is gone.
+    pub complete: bool,
+    /// The newest of each topic, in the order of changes; `None` was removed.
+    pub topics: Vec<(TopicName, Option<Message>)>,
 }
 
 /// Retained messages.
@@ -105,6 +137,10 @@ pub trait Sessions: Send + Sync {
 pub trait Retained: Send + Sync {
     /// Every retained message, for a node that starts.
     async fn load_all(&self) -> Result<Vec<Message>, StoreError>;
+
+    /// What other nodes have changed since `version`, for a node that keeps all of them in memory. `Ok(None)` where there
+    /// is nobody else.
+    async fn changes(&self, since: RetainedVersion) -> Result<Option<RetainedChanges>, StoreError>;
 
     /// Replaces the retained message of `topic`; `None` removes it. Takes its place in the order of
     /// writes at once and resolves when durable.

@@ -367,7 +367,7 @@ async fn save(
         })
     };
     if let Some(record) = record {
-        node.stores.sessions.save(record).await?;
+        node.stores.sessions.save(epoch, record).await?;
     }
     if let Some(will) = connect.will.as_deref() {
         let will = StoredWill {

@@ -52,6 +52,14 @@ impl Nodes for MadeUpNode {
         Ok(true)
     }
 
+    async fn displace(&self, _: &NodeId, _: &ClientId, _: Epoch) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    async fn session_changed(&self, _: &NodeId, _: &ClientId) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn bans(
         &self,
         after: Option<&BanTarget>,
@@ -100,7 +108,7 @@ impl Nodes for MadeUpNode {
             return Err(error);
         }
         self.published.lock().unwrap().push((id, publish));
-        Ok(Published { matched: 3 })
+        Ok(Published { matched: Some(3) })
     }
 }
 
@@ -182,6 +190,8 @@ impl Service {
             version: "0".into(),
             state: NodeState::Up,
             connections: 1,
+            region: String::new(),
+            server_reference: String::new(),
         };
         routes.renew(record, 60_000).await.unwrap();
         routes

@@ -1,7 +1,7 @@
 //! Cases of [`crate::Routes`]: epochs, compare-and-delete, leases.
 
 use super::{Backend, Settings, client, eventually};
-use crate::{ClientId, Epoch, NodeId, NodeRecord, NodeState, Routes};
+use crate::{ClientId, Epoch, NodeId, NodeRecord, NodeState, Routes, Standing};
 
 /// Runs every case of this suite.
 #[macro_export]
@@ -16,6 +16,7 @@ macro_rules! route_contract {
             a_node_that_leaves_takes_its_routes_with_it,
             routes_are_listed_in_order_and_in_pages,
             nodes_are_what_was_renewed_last,
+            a_node_is_told_what_of_its_connections_the_store_has,
         );
     };
 }
@@ -27,6 +28,8 @@ pub fn node(name: &str) -> NodeRecord {
         version: "0.1.0".into(),
         state: NodeState::Up,
         connections: 0,
+        region: String::new(),
+        server_reference: String::new(),
     }
 }
 
@@ -181,4 +184,30 @@ pub async fn nodes_are_what_was_renewed_last(backend: &mut dyn Backend) {
     };
     routes.renew(draining.clone(), LONG_MS).await.unwrap();
     assert_eq!(routes.nodes().await.unwrap(), [draining]);
+}
+
+pub async fn a_node_is_told_what_of_its_connections_the_store_has(backend: &mut dyn Backend) {
+    let routes = backend.start(Settings::default()).await.routes;
+    let (one, two) = (node("one"), node("two"));
+    assert!(!routes.renew(one.clone(), LONG_MS).await.unwrap());
+    assert!(routes.renew(one.clone(), LONG_MS).await.unwrap());
+    routes.renew(two.clone(), LONG_MS).await.unwrap();
+    let (kept, moved, gone) = (client("kept"), client("moved"), client("gone"));
+    let kept_epoch = routes.claim(&kept, &one.id).await.unwrap().epoch;
+    let moved_epoch = routes.claim(&moved, &one.id).await.unwrap().epoch;
+    let current = routes.claim(&moved, &two.id).await.unwrap().epoch;
+    let gone_epoch = routes.claim(&gone, &one.id).await.unwrap().epoch;
+    assert!(routes.release(&gone, gone_epoch).await.unwrap());
+    let held = [
+        (kept.clone(), kept_epoch),
+        (moved.clone(), moved_epoch),
+        (gone.clone(), gone_epoch),
+    ];
+    let standing = routes.reconcile(&one.id, &held).await.unwrap();
+    let lost = Standing::Lost { current };
+    assert_eq!(standing, [Standing::Owned, lost, Standing::Restored]);
+    let route = routes.look_up(&gone).await.unwrap().unwrap();
+    assert_eq!((route.node, route.epoch), (one.id.clone(), gone_epoch));
+    assert_eq!(routes.look_up(&moved).await.unwrap().unwrap().node, two.id);
+    assert!(routes.claim(&gone, &two.id).await.unwrap().epoch > gone_epoch);
 }

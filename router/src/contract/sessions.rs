@@ -19,6 +19,7 @@ macro_rules! session_contract {
             received_packet_ids_are_kept_until_released,
             deleting_a_session_forgets_its_packet_ids_and_no_others,
             writes_take_their_place_when_they_are_called,
+            an_older_connection_writes_nothing_any_more,
             a_will_is_deleted_only_by_its_own_epoch,
             a_retained_message_is_the_last_one_set,
         );
@@ -56,16 +57,16 @@ fn received(packet_id: u16, done: bool) -> ReceivedPublish {
 pub async fn a_session_is_kept_replaced_and_deleted(backend: &mut dyn Backend) {
     let sessions = backend.start(Settings::default()).await.sessions;
     sessions
-        .save(session("a", &["x/#", "$share/g/y/+"]))
+        .save(Epoch(1), session("a", &["x/#", "$share/g/y/+"]))
         .await
         .unwrap();
-    sessions.save(session("b", &["z"])).await.unwrap();
+    sessions.save(Epoch(1), session("b", &["z"])).await.unwrap();
     let replaced = SessionRecord {
         expiry_interval_s: u32::MAX,
         disconnected_at_ms: Some(123),
         ..session("a", &["x/#"])
     };
-    sessions.save(replaced.clone()).await.unwrap();
+    sessions.save(Epoch(1), replaced.clone()).await.unwrap();
     let sessions = backend.restart().await.sessions;
     assert_eq!(
         sessions.load_all().await.unwrap(),
@@ -81,18 +82,21 @@ pub async fn received_packet_ids_are_kept_until_released(backend: &mut dyn Backe
     let device = client("device");
     let (first, second) = (received(1, false), received(65_535, false));
     sessions
-        .save_received(&device, first.clone())
+        .save_received(&device, Epoch(1), first.clone())
         .await
         .unwrap();
     sessions
-        .save_received(&device, second.clone())
+        .save_received(&device, Epoch(1), second.clone())
         .await
         .unwrap();
     let done = ReceivedPublish {
         done: true,
         ..first
     };
-    sessions.save_received(&device, done.clone()).await.unwrap();
+    sessions
+        .save_received(&device, Epoch(1), done.clone())
+        .await
+        .unwrap();
     let sessions = backend.restart().await.sessions;
     assert_eq!(
         sessions.received(&device).await.unwrap(),
@@ -120,15 +124,15 @@ pub async fn deleting_a_session_forgets_its_packet_ids_and_no_others(backend: &m
     let sessions = backend.start(Settings::default()).await.sessions;
     let kept = received(2, false);
     sessions
-        .save_received(&client("a"), received(1, false))
+        .save_received(&client("a"), Epoch(1), received(1, false))
         .await
         .unwrap();
     sessions
-        .save_received(&client("aa"), kept.clone())
+        .save_received(&client("aa"), Epoch(1), kept.clone())
         .await
         .unwrap();
     // Also what was called for before and is not durable yet.
-    let before = sessions.save_received(&client("a"), received(3, true));
+    let before = sessions.save_received(&client("a"), Epoch(1), received(3, true));
     sessions.delete(&client("a")).await.unwrap();
     before.await.unwrap();
     assert!(sessions.received(&client("a")).await.unwrap().is_empty());
@@ -138,8 +142,8 @@ pub async fn deleting_a_session_forgets_its_packet_ids_and_no_others(backend: &m
 pub async fn writes_take_their_place_when_they_are_called(backend: &mut dyn Backend) {
     let sessions = backend.start(Settings::default()).await.sessions;
     for _ in 0..50 {
-        let first = sessions.save(session("a", &["old"]));
-        let second = sessions.save(session("a", &["new"]));
+        let first = sessions.save(Epoch(1), session("a", &["old"]));
+        let second = sessions.save(Epoch(1), session("a", &["new"]));
         second.await.unwrap();
         first.await.unwrap();
         assert_eq!(sessions.load_all().await.unwrap(), [session("a", &["new"])]);
@@ -196,4 +200,38 @@ pub async fn a_retained_message_is_the_last_one_set(backend: &mut dyn Backend) {
     retained.set(&a.topic, None).await.unwrap();
     retained.set(&topic("never"), None).await.unwrap();
     assert_eq!(retained.load_all().await.unwrap(), [b]);
+}
+
+pub async fn an_older_connection_writes_nothing_any_more(backend: &mut dyn Backend) {
+    let stores = backend.start(Settings::default()).await;
+    let (routes, sessions) = (&stores.routes, &stores.sessions);
+    let node = super::routes::node("n");
+    routes.renew(node.clone(), 600_000).await.unwrap();
+    let device = client("a");
+    let old = routes.claim(&device, &node.id).await.unwrap().epoch;
+    sessions.save(old, session("a", &["old"])).await.unwrap();
+    let new = routes.claim(&device, &node.id).await.unwrap().epoch;
+    let refused = sessions.save(old, session("a", &["late"])).await;
+    assert!(
+        matches!(refused, Err(crate::StoreError::Stale { current }) if current == new),
+        "{refused:?}"
+    );
+    let refused = sessions
+        .save_received(&device, old, received(1, false))
+        .await;
+    assert!(
+        matches!(refused, Err(crate::StoreError::Stale { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(
+        sessions.load(&device).await.unwrap(),
+        Some(session("a", &["old"]))
+    );
+    sessions.save(new, session("a", &["new"])).await.unwrap();
+    assert_eq!(
+        sessions.load(&device).await.unwrap(),
+        Some(session("a", &["new"]))
+    );
+    assert_eq!(sessions.load(&client("nobody")).await.unwrap(), None);
+    assert!(sessions.received(&device).await.unwrap().is_empty());
 }

@@ -10,7 +10,9 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::EmbeddedStore;
 use super::queue::Kind;
-use crate::{Claim, ClientId, Epoch, NodeId, NodeRecord, Route, Routes, StoreError, unix_ms};
+use crate::{
+    Claim, ClientId, Epoch, NodeId, NodeRecord, Route, Routes, Standing, StoreError, unix_ms,
+};
 
 const SHARDS: usize = 64;
 
@@ -56,6 +58,29 @@ impl RouteTable {
     /// Whether there is a route, valid or not: a node may come back to its lease.
     pub(super) fn is_routed(&self, client: &ClientId) -> bool {
         self.shard(client).contains_key(client)
+    }
+
+    pub(super) fn newest_epoch(&self, client: &ClientId) -> Option<Epoch> {
+        Some(self.shard(client).get(client)?.epoch)
+    }
+
+    fn reconcile(&self, node: &NodeId, client: &ClientId, epoch: Epoch) -> Standing {
+        let mut shard = self.shard(client);
+        match shard.get(client) {
+            Some(known) if known.epoch == epoch => Standing::Owned,
+            Some(known) if known.epoch > epoch => Standing::Lost {
+                current: known.epoch,
+            },
+            _ => {
+                let route = Route {
+                    node: node.clone(),
+                    epoch,
+                    connected_at_ms: unix_ms(),
+                };
+                shard.insert(client.clone(), route);
+                Standing::Restored
+            }
+        }
     }
 
     /// Puts `route` in unless a newer one is there; returns the one it replaces.
@@ -114,11 +139,12 @@ impl RouteTable {
         nodes
     }
 
-    fn renew(&self, node: NodeRecord, lease_ms: u64) {
+    fn renew(&self, node: NodeRecord, lease_ms: u64) -> bool {
         let until = Instant::now() + Duration::from_millis(lease_ms);
-        self.leases
-            .write()
-            .insert(node.id.clone(), Lease { node, until });
+        let mut leases = self.leases.write();
+        leases
+            .insert(node.id.clone(), Lease { node, until })
+            .is_some()
     }
 
     fn leave(&self, node: &NodeId) {
@@ -176,9 +202,18 @@ impl Routes for EmbeddedStore {
         Ok(self.shared.routes.list(after, limit))
     }
 
-    async fn renew(&self, node: NodeRecord, lease_ms: u64) -> Result<(), StoreError> {
-        self.shared.routes.renew(node, lease_ms);
-        Ok(())
+    async fn renew(&self, node: NodeRecord, lease_ms: u64) -> Result<bool, StoreError> {
+        Ok(self.shared.routes.renew(node, lease_ms))
+    }
+
+    async fn reconcile(
+        &self,
+        node: &NodeId,
+        held: &[(ClientId, Epoch)],
+    ) -> Result<Vec<Standing>, StoreError> {
+        let routes = &self.shared.routes;
+        let standing = |(client, epoch): &(ClientId, Epoch)| routes.reconcile(node, client, *epoch);
+        Ok(held.iter().map(standing).collect())
     }
 
     async fn leave(&self, node: &NodeId) -> Result<(), StoreError> {

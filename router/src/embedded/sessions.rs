@@ -10,8 +10,8 @@ use super::engine::{Lookup, View};
 use super::queue::Kind;
 use super::{EmbeddedStore, format, keys};
 use crate::{
-    ClientId, Epoch, Message, ReceivedPublish, Retained, SessionRecord, Sessions, StoreError,
-    StoredWill,
+    ClientId, Epoch, Message, ReceivedPublish, Retained, RetainedChanges, RetainedVersion,
+    SessionRecord, Sessions, StoreError, StoredWill,
 };
 
 /// Every record under one prefix byte.
@@ -46,6 +46,26 @@ impl EmbeddedStore {
         self.submit(kind, cost, write).boxed()
     }
 
+    /// Refuses what an older connection than the newest of `client` wants to write.
+    fn check_epoch(&self, client: &ClientId, epoch: Epoch) -> Result<(), StoreError> {
+        match self.shared.routes.newest_epoch(client) {
+            Some(current) if current > epoch => Err(StoreError::Stale { current }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn read_one<T: Send + 'static>(
+        &self,
+        key: Vec<u8>,
+        parse: impl Fn(&[u8], &[u8]) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<Option<T>, StoreError> {
+        self.read(move |view| {
+            let value = view.get(&key)?;
+            value.map(|value| parse(&key, &value)).transpose()
+        })
+        .await
+    }
+
     /// Removes one record.
     fn remove(&self, key: Vec<u8>) -> BoxFuture<'static, Result<(), StoreError>> {
         let remove = move |tx: &mut super::Transaction| {
@@ -65,9 +85,19 @@ impl Sessions for EmbeddedStore {
             .await
     }
 
-    fn save(&self, session: SessionRecord) -> BoxFuture<'static, Result<(), StoreError>> {
+    async fn load(&self, client: &ClientId) -> Result<Option<SessionRecord>, StoreError> {
+        let key = keys::named(keys::SESSION, client.as_str());
+        self.read_one(key, format::parse_session).await
+    }
+
+    fn save(
+        &self,
+        epoch: Epoch,
+        session: SessionRecord,
+    ) -> BoxFuture<'static, Result<(), StoreError>> {
         let name = session.client.as_str();
-        if let Err(error) = keys::check_name(name) {
+        let checked = keys::check_name(name);
+        if let Err(error) = checked.and_then(|()| self.check_epoch(&session.client, epoch)) {
             return async { Err(error) }.boxed();
         }
         let key = keys::named(keys::SESSION, name);
@@ -117,8 +147,12 @@ impl Sessions for EmbeddedStore {
     fn save_received(
         &self,
         client: &ClientId,
+        epoch: Epoch,
         received: ReceivedPublish,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
+        if let Err(error) = self.check_epoch(client, epoch) {
+            return async { Err(error) }.boxed();
+        }
         let key = keys::received(client, received.packet_id.0.get());
         let value = format::received(&key, &received);
         self.put(client.as_str(), Kind::Add, key, value)
@@ -159,6 +193,11 @@ impl Sessions for EmbeddedStore {
         self.submit(Kind::Change, 64, delete).boxed()
     }
 
+    async fn will(&self, client: &ClientId) -> Result<Option<StoredWill>, StoreError> {
+        let key = keys::named(keys::WILL, client.as_str());
+        self.read_one(key, format::parse_will).await
+    }
+
     async fn load_wills(&self) -> Result<Vec<(ClientId, StoredWill)>, StoreError> {
         self.read(|view| {
             all(view, keys::WILL, |key, value| {
@@ -178,6 +217,10 @@ impl Retained for EmbeddedStore {
     async fn load_all(&self) -> Result<Vec<Message>, StoreError> {
         self.read(|view| all(view, keys::RETAINED, format::parse_message))
             .await
+    }
+
+    async fn changes(&self, _: RetainedVersion) -> Result<Option<RetainedChanges>, StoreError> {
+        Ok(None)
     }
 
     fn set(
