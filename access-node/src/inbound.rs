@@ -7,8 +7,9 @@ use moorline_router::{End, EndReason, Fence, MessageId, Position, ReceivedPublis
 
 use crate::close_reason::CloseReason;
 use crate::connection::{Connection, Pending, PendingAnswer, ReceivedId};
+use crate::message_parts::id_of;
 use crate::outbound::Corked;
-use crate::publish::{Durable, Routed, Sender, id_of, refuse_retained, refuse_topic, route};
+use crate::publish::{Durable, Routed, Sender, refuse_retained, refuse_topic, route};
 use crate::refusal::{Refusal, Telling, reason_properties};
 use crate::session::State;
 

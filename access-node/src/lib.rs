@@ -5,7 +5,7 @@
 //!
 //! Read in the order of a connection's life: `listener` (and `admission`) → `handshake` (with `auth`) → `connection` (the task
 //! and its one waiting place) → `inbound` and `subscribing` (what packets do) → `publish` (where a
-//! message goes) → `outbound` (how it reaches a socket) → `ending`. `local_nodes` is how services of the same process reach the node. Beside that: `session` and
+//! message goes; `fan_out` and `message_parts` beside it) → `outbound` (how it reaches a socket) → `ending`. `local_nodes` is how services of the same process reach the node. Beside that: `session` and
 //! `wire` (what is shared), `peer`, `listener_config` and `certificates` (who comes, and where),
 //! `threads`, `reader`, `proxy`, `tls` and `ws` (bytes), `subscriptions` and `retained` (indexes),
 //! `deadlines` and `timers` (time), `rate` (how much in a second), `bans` and `flapping`, `handovers`
@@ -24,6 +24,7 @@ mod connack;
 mod connection;
 mod deadlines;
 mod ending;
+mod fan_out;
 mod flapping;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -34,6 +35,7 @@ mod inbound;
 mod listener;
 mod listener_config;
 mod local_nodes;
+mod message_parts;
 mod metrics;
 mod node;
 mod outbound;

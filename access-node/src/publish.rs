@@ -7,9 +7,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use moorline_mqtt::{
-    EncodedPublish, Publish, PublishProperties, QoS, ReasonCode, TopicName, Version,
-};
+use moorline_mqtt::{Publish, QoS, ReasonCode, TopicName};
 use moorline_router::{
     Append, Appended, ClientId, Delivery, DeliveryOutcome, End, EndReason, Fence, Message,
     MessageId, Origin, Share, StoreError, UpstreamMessage, unix_ms,
@@ -17,6 +15,8 @@ use moorline_router::{
 use smallvec::SmallVec;
 
 use crate::config::Config;
+use crate::fan_out::{FanOut, find_matches};
+use crate::message_parts::{expires_at_ms, id_of, lasting_properties, stable_hash, supplied_id};
 use crate::node::Node;
 use crate::outbound::{Corked, deliver};
 use crate::redispatch;
@@ -121,12 +121,6 @@ struct Routing<'a> {
     publish: &'a Publish,
     id: Option<MessageId>,
     durable: SmallVec<[Durable; 2]>,
-}
-
-/// One session and the subscriptions of it that match.
-struct Match {
-    subscriber: Subscriber<Session>,
-    subscription_ids: SmallVec<[u32; 1]>,
 }
 
 impl Routing<'_> {
@@ -489,144 +483,9 @@ impl Routing<'_> {
     }
 }
 
-/// Each session that matches once, with the highest QoS of its subscriptions and the identifiers
-/// of all of them (MQTT 5.0 section 3.3.4).
-fn find_matches(node: &Node, topic: &TopicName, from: Option<&ClientId>) -> SmallVec<[Match; 4]> {
-    let mut matches: SmallVec<[Match; 4]> = SmallVec::new();
-    node.subscriptions
-        .for_each_match(topic.as_str(), |subscriber| {
-            if subscriber.options.no_local && from == Some(&subscriber.session.client) {
-                return;
-            }
-            let id = subscriber.subscription_id;
-            matches.push(Match {
-                subscriber: subscriber.duplicate(),
-                subscription_ids: if id > 0 {
-                    SmallVec::from_elem(id, 1)
-                } else {
-                    SmallVec::new()
-                },
-            });
-        });
-    if matches.len() > 1 {
-        matches.sort_by_key(|found| Arc::as_ptr(&found.subscriber.session).addr());
-        matches.dedup_by(|next, kept| {
-            let same = Arc::ptr_eq(&next.subscriber.session, &kept.subscriber.session);
-            if same {
-                let options = &mut kept.subscriber.options;
-                options.qos = options.qos.max(next.subscriber.options.qos);
-                options.retain_as_published |= next.subscriber.options.retain_as_published;
-                kept.subscription_ids
-                    .extend_from_slice(&next.subscription_ids);
-            }
-            same
-        });
-    }
-    matches
-}
-
-/// The PUBLISH encoded once a kind of receiver, not once a receiver.
-pub(crate) struct FanOut<'a> {
-    publish: &'a Publish,
-    encoded: SmallVec<[(Version, QoS, bool, EncodedPublish); 2]>,
-}
-
-impl<'a> FanOut<'a> {
-    pub(crate) fn new(publish: &'a Publish) -> Self {
-        Self {
-            publish,
-            encoded: SmallVec::new(),
-        }
-    }
-
-    pub(crate) fn encoded(
-        &mut self,
-        version: Version,
-        qos: QoS,
-        retain: bool,
-        subscription_ids: &[u32],
-    ) -> EncodedPublish {
-        if version == Version::V5 && !subscription_ids.is_empty() {
-            let publish = self.publish;
-            return EncodedPublish::with_subscription_ids(
-                version,
-                publish,
-                qos,
-                retain,
-                subscription_ids,
-            );
-        }
-        let kind = (version, qos, retain);
-        if let Some((.., held)) = self
-            .encoded
-            .iter()
-            .find(|(v, q, r, _)| (*v, *q, *r) == kind)
-        {
-            return held.clone();
-        }
-        let encoded = EncodedPublish::new(version, self.publish, qos, retain);
-        self.encoded.push((version, qos, retain, encoded.clone()));
-        encoded
-    }
-}
-
-/// The id that a device supplied, or a new one.
-pub(crate) fn id_of(publish: &Publish) -> MessageId {
-    supplied_id(publish).unwrap_or_else(MessageId::generate)
-}
-
-fn supplied_id(publish: &Publish) -> Option<MessageId> {
-    let properties = publish
-        .properties
-        .iter()
-        .flat_map(|held| &held.user_properties);
-    properties
-        .filter(|(name, _)| name == "message-id")
-        .find_map(|(_, value)| MessageId::parse(value).ok())
-}
-
-/// FNV-1a over the parts, each behind its length. The number is stored, so it must be the same in
-/// every build and on every machine, which the hashers of maps do not promise.
-fn stable_hash<const N: usize>(parts: [&[u8]; N]) -> u64 {
-    let mut hash = 0xCBF2_9CE4_8422_2325_u64;
-    for part in parts {
-        let length = (part.len() as u64).to_be_bytes();
-        for byte in length.iter().chain(part) {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3);
-        }
-    }
-    hash
-}
-
-fn expires_at_ms(publish: &Publish, now_ms: u64) -> Option<u64> {
-    let seconds = publish.properties.as_ref()?.message_expiry_interval_s?;
-    Some(now_ms + u64::from(seconds) * 1000)
-}
-
-fn lasting_properties(properties: Option<&PublishProperties>) -> Option<Box<PublishProperties>> {
-    let mut kept = properties?.clone();
-    kept.message_expiry_interval_s = None;
-    kept.topic_alias = None;
-    kept.subscription_ids.clear();
-    (kept != PublishProperties::default()).then(|| Box::new(kept))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_stored_hash_is_what_it_always_was() {
-        assert_eq!(stable_hash::<0>([]), 0xCBF2_9CE4_8422_2325);
-        assert_ne!(
-            stable_hash([&b"ab"[..], b"c"]),
-            stable_hash([&b"a"[..], b"bc"])
-        );
-        assert_eq!(
-            stable_hash([&b"d/x/y"[..], b"payload"]),
-            0xC086_3B50_163E_ED32
-        );
-    }
 
     #[test]
     fn device_topics_name_their_device() {

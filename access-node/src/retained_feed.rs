@@ -12,10 +12,11 @@ use moorline_mqtt::{QoS, TopicFilter};
 use moorline_router::{Append, Appended, Message, Origin};
 
 use crate::connection::{Connection, PendingAnswer};
+use crate::fan_out::FanOut;
 use crate::inbound::Turn;
 use crate::node::Node;
 use crate::outbound::{Corked, for_device};
-use crate::publish::{Durable, FanOut};
+use crate::publish::Durable;
 use crate::session::{Session, State};
 use crate::wire::FEEDING;
 
