@@ -31,6 +31,7 @@ pub mod inboxes;
 pub mod message;
 pub mod nodes;
 pub mod pubsub;
+mod record;
 pub mod routes;
 pub mod sessions;
 pub mod shards;

@@ -5,7 +5,8 @@ use futures_util::future::{BoxFuture, FutureExt};
 
 use super::queue::Kind;
 use super::sessions::all;
-use super::{EmbeddedStore, engine::Lookup, format, keys};
+use super::{EmbeddedStore, engine::Lookup, keys};
+use crate::record::format;
 use crate::{Ban, BanTarget, Bans, StoreError};
 
 #[async_trait]

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use ahash::RandomState;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::format::SentNote;
+use crate::record::format::SentNote;
 use crate::{ClientId, InboxStatus, Origin, Position};
 
 const SHARDS: usize = 64;

@@ -6,11 +6,11 @@ use moorline_mqtt::QoS;
 
 use super::config::OverflowPolicy;
 use super::engine::Lookup;
-use super::format::{self, MessageRecord, SentNote, Stage};
 use super::inbox_table::{EntryMeta, InboxState, InboxTable};
 use super::keys;
 use super::receipts::{self, final_state};
 use super::transaction::Transaction;
+use crate::record::format::{self, MessageRecord, SentNote, Stage};
 use crate::{
     Append, Appended, ClientId, EndReason, HandedOver, Message, MessageId, Origin, Position,
     Receipt, ReceiptState, ReceiptStep, Recipient, StoreError, unix_ms,

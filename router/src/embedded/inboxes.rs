@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::engine::View;
-use super::format::{self, SentNote, Stage};
 use super::inbox_table::may_expire;
 use super::queue::Kind;
 use super::{EmbeddedStore, keys, receipts};
+use crate::record::format::{self, SentNote, Stage};
 use crate::{
     Append, Appended, ClientId, End, Epoch, Fence, HandedOver, InboxEntry, InboxPage, InboxStatus,
     Inboxes, MessageId, NodeId, Position, Receipt, StoreError, unix_ms,

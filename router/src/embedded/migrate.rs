@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::engine::{Engine, Staged};
-use super::format::QueueRecord;
-use super::{format, keys};
+use super::keys;
 use crate::StoreError;
+use crate::record::format::{self, QueueRecord};
 
 /// Brings a store of format `version` to the next one.
 pub(super) fn step(engine: &Engine, version: u32) -> Result<(), StoreError> {

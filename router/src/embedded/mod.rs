@@ -11,7 +11,7 @@
 //! everybody in the batch; the store is then closed and opened again until it works, and meanwhile
 //! every call says why it cannot be served.
 //!
-//! Read in this order: `config`, `keys`, `record`, `format` (what is on disk), `engine`, `directory`,
+//! Read in this order: `config`, `keys` and `crate::record` (what is on disk), `engine`, `directory`,
 //! `queue`, `writer`, `transaction` (how it gets there), then one pair of files a seam.
 
 mod bans;
@@ -19,7 +19,6 @@ mod config;
 mod directory;
 mod engine;
 mod epochs;
-mod format;
 mod inbox_table;
 mod inbox_writes;
 mod inboxes;
@@ -28,7 +27,6 @@ mod metrics;
 mod migrate;
 mod queue;
 mod receipts;
-mod record;
 mod routes;
 mod sessions;
 mod space;

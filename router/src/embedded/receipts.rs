@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 use std::ops::Bound;
 
 use super::engine::{Engine, Lookup};
-use super::format::{self, MessageRecord, Stage};
 use super::transaction::Transaction;
 use super::{Shared, keys};
+use crate::record::format::{self, MessageRecord, Stage};
 use crate::{
     Appended, ClientId, EndReason, MessageId, Position, Receipt, ReceiptState, ReceiptStep,
     Recipient, StoreError, unix_ms,

@@ -8,7 +8,8 @@ use moorline_mqtt::{PacketId, TopicName};
 
 use super::engine::{Lookup, View};
 use super::queue::Kind;
-use super::{EmbeddedStore, format, keys};
+use super::{EmbeddedStore, keys};
+use crate::record::format;
 use crate::{
     ClientId, Epoch, Message, ReceivedPublish, Retained, RetainedChanges, RetainedVersion,
     SessionRecord, Sessions, StoreError, StoredWill,

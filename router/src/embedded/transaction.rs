@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::engine::{Engine, Lookup, Staged};
+use super::keys;
 use super::receipts::FinalReceipts;
 use super::upstream_log::UpstreamLog;
-use super::{format, keys};
+use crate::record::format;
 use crate::{ClientId, EndReason, Position, StoreError};
 
 pub(super) struct Transaction {

@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout_at};
 use super::engine::View;
 use super::queue::Kind;
 use super::upstream_log::upstream_cost;
-use super::{EmbeddedStore, format, keys};
+use super::{EmbeddedStore, keys};
+use crate::record::format;
 use crate::{
     DeadLetter, Fence, MessageId, Position, QueueName, Settlement, StoreError, UpstreamBus,
     UpstreamDelivery, UpstreamMessage,

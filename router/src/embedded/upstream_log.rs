@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
 use super::engine::{Engine, Lookup};
-use super::format::{self, QueueRecord};
-use super::record::crc32;
 use super::transaction::Transaction;
 use super::{Shared, keys};
+use crate::record::crc32;
+use crate::record::format::{self, QueueRecord};
 use crate::{
     ClientId, DeadLetter, MessageId, Position, QueueName, Settlement, StoreError, UpstreamMessage,
     unix_ms,

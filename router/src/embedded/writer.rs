@@ -18,8 +18,9 @@ use super::space::SpaceWatch;
 use super::transaction::Transaction;
 use super::upstream::UpstreamShared;
 use super::upstream_log::Tails;
-use super::{Shared, State, format, keys};
+use super::{Shared, State, keys};
 use crate::StoreError;
+use crate::record::format;
 
 /// How often chores are done while nothing else happens.
 const CHORES_EVERY: Duration = Duration::from_secs(1);

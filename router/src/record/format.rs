@@ -7,7 +7,7 @@ use moorline_mqtt::{
     Will,
 };
 
-use super::record::{RecordReader, RecordWriter};
+use super::{RecordReader, RecordWriter};
 use crate::{
     Ban, BanTarget, ClientId, DeadLetter, Epoch, Message, MessageId, NodeId, Origin, Position,
     QueueName, Receipt, ReceiptState, ReceiptStep, ReceivedPublish, Recipient, SessionRecord,
@@ -66,7 +66,7 @@ fn read_properties(
 }
 
 /// Refuses properties that MQTT cannot express: no field of a packet is longer than 65,535 bytes.
-pub(super) fn check_properties(properties: Option<&PublishProperties>) -> Result<(), StoreError> {
+pub(crate) fn check_properties(properties: Option<&PublishProperties>) -> Result<(), StoreError> {
     let Some(properties) = properties else {
         return Ok(());
     };
@@ -96,7 +96,7 @@ pub(super) fn check_properties(properties: Option<&PublishProperties>) -> Result
 }
 
 /// What counts against the limit of an inbox.
-pub(super) fn message_bytes(message: &Message) -> u64 {
+pub(crate) fn message_bytes(message: &Message) -> u64 {
     let properties = message.properties.as_ref().map_or(0, |properties| {
         let user = properties
             .user_properties
@@ -117,7 +117,7 @@ pub(super) fn message_bytes(message: &Message) -> u64 {
     (message.topic.as_str().len() + message.payload.len() + properties + share) as u64
 }
 
-pub(super) fn message(key: &[u8], message: &Message) -> Vec<u8> {
+pub(crate) fn message(key: &[u8], message: &Message) -> Vec<u8> {
     let (version, origin) = match (&message.share, message.origin) {
         (Some(_), Origin::Session) => (V2, SHARED_ORIGIN),
         (_, origin) => (V1, origin as u8),
@@ -149,12 +149,12 @@ pub(super) fn message(key: &[u8], message: &Message) -> Vec<u8> {
 }
 
 /// The part of a stored message that an inbox keeps in memory.
-pub(super) struct MessageHead {
-    pub(super) bytes: u64,
-    pub(super) accepted_at_ms: u64,
-    pub(super) expires_at_ms: Option<u64>,
-    pub(super) origin: Origin,
-    pub(super) shared: bool,
+pub(crate) struct MessageHead {
+    pub(crate) bytes: u64,
+    pub(crate) accepted_at_ms: u64,
+    pub(crate) expires_at_ms: Option<u64>,
+    pub(crate) origin: Origin,
+    pub(crate) shared: bool,
 }
 
 fn read_head(reader: &mut RecordReader<'_>) -> Result<MessageHead, StoreError> {
@@ -183,19 +183,19 @@ fn read_share(reader: &mut RecordReader<'_>) -> Result<Share, StoreError> {
     })
 }
 
-pub(super) fn parse_message_head(key: &[u8], value: &[u8]) -> Result<MessageHead, StoreError> {
+pub(crate) fn parse_message_head(key: &[u8], value: &[u8]) -> Result<MessageHead, StoreError> {
     read_head(&mut RecordReader::open(key, value, V2)?)
 }
 
 /// Id and time of acceptance of a stored message.
-pub(super) fn parse_message_id(key: &[u8], value: &[u8]) -> Result<(MessageId, u64), StoreError> {
+pub(crate) fn parse_message_id(key: &[u8], value: &[u8]) -> Result<(MessageId, u64), StoreError> {
     let mut reader = RecordReader::open(key, value, V2)?;
     let head = read_head(&mut reader)?;
     let (_qos, _retain) = (reader.u8()?, reader.u8()?);
     Ok((read_message_id(&mut reader)?, head.accepted_at_ms))
 }
 
-pub(super) fn parse_message(key: &[u8], value: &[u8]) -> Result<Message, StoreError> {
+pub(crate) fn parse_message(key: &[u8], value: &[u8]) -> Result<Message, StoreError> {
     let mut reader = RecordReader::open(key, value, V2)?;
     let head = read_head(&mut reader)?;
     let qos = read_qos(&mut reader)?;
@@ -230,14 +230,14 @@ fn read_node(reader: &mut RecordReader<'_>) -> Result<Option<(NodeId, Epoch)>, S
 
 /// What is known under a message id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct MessageRecord {
+pub(crate) struct MessageRecord {
     /// Of the content, where the caller gave one.
-    pub(super) fingerprint: Option<u64>,
-    pub(super) stage: Stage,
+    pub(crate) fingerprint: Option<u64>,
+    pub(crate) stage: Stage,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(crate) enum Stage {
     /// In an inbox.
     Waiting(ClientId, Position),
     /// Over, since these Unix milliseconds.
@@ -261,7 +261,7 @@ fn state_number(state: ReceiptState) -> u8 {
     u8::try_from(index.expect("every state is listed")).expect("nine states")
 }
 
-pub(super) fn message_record(key: &[u8], record: &MessageRecord) -> Vec<u8> {
+pub(crate) fn message_record(key: &[u8], record: &MessageRecord) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, 128);
     writer.option(record.fingerprint, |w, fingerprint| {
         w.u64(fingerprint);
@@ -293,7 +293,7 @@ pub(super) fn message_record(key: &[u8], record: &MessageRecord) -> Vec<u8> {
     writer.seal(key)
 }
 
-pub(super) fn parse_message_record(
+pub(crate) fn parse_message_record(
     key: &[u8],
     id: &MessageId,
     value: &[u8],
@@ -341,14 +341,14 @@ pub(super) fn parse_message_record(
 
 /// How far an inbox was handed to a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SentNote {
-    pub(super) through: Position,
-    pub(super) at_ms: u64,
-    pub(super) node: NodeId,
-    pub(super) epoch: Epoch,
+pub(crate) struct SentNote {
+    pub(crate) through: Position,
+    pub(crate) at_ms: u64,
+    pub(crate) node: NodeId,
+    pub(crate) epoch: Epoch,
 }
 
-pub(super) fn sent_note(key: &[u8], note: &SentNote) -> Vec<u8> {
+pub(crate) fn sent_note(key: &[u8], note: &SentNote) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, 96);
     writer
         .u64(note.through.generation)
@@ -359,7 +359,7 @@ pub(super) fn sent_note(key: &[u8], note: &SentNote) -> Vec<u8> {
     writer.seal(key)
 }
 
-pub(super) fn parse_sent_note(key: &[u8], value: &[u8]) -> Result<SentNote, StoreError> {
+pub(crate) fn parse_sent_note(key: &[u8], value: &[u8]) -> Result<SentNote, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     Ok(SentNote {
         through: Position {
@@ -373,24 +373,24 @@ pub(super) fn parse_sent_note(key: &[u8], value: &[u8]) -> Result<SentNote, Stor
 }
 
 /// A record that is one number.
-pub(super) fn number(key: &[u8], number: u64) -> Vec<u8> {
+pub(crate) fn number(key: &[u8], number: u64) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, 16);
     writer.u64(number);
     writer.seal(key)
 }
 
-pub(super) fn parse_number(key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
+pub(crate) fn parse_number(key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
     RecordReader::open(key, value, V1)?.u64()
 }
 
 /// A record that is one position.
-pub(super) fn position(key: &[u8], position: Position) -> Vec<u8> {
+pub(crate) fn position(key: &[u8], position: Position) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, 24);
     writer.u64(position.generation).u64(position.sequence);
     writer.seal(key)
 }
 
-pub(super) fn parse_position(key: &[u8], value: &[u8]) -> Result<Position, StoreError> {
+pub(crate) fn parse_position(key: &[u8], value: &[u8]) -> Result<Position, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     Ok(Position {
         generation: reader.u64()?,
@@ -398,7 +398,7 @@ pub(super) fn parse_position(key: &[u8], value: &[u8]) -> Result<Position, Store
     })
 }
 
-pub(super) fn session(key: &[u8], session: &SessionRecord) -> Vec<u8> {
+pub(crate) fn session(key: &[u8], session: &SessionRecord) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, 128);
     writer
         .text(session.client.as_str())
@@ -422,7 +422,7 @@ pub(super) fn session(key: &[u8], session: &SessionRecord) -> Vec<u8> {
     writer.seal(key)
 }
 
-pub(super) fn parse_session(key: &[u8], value: &[u8]) -> Result<SessionRecord, StoreError> {
+pub(crate) fn parse_session(key: &[u8], value: &[u8]) -> Result<SessionRecord, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     let client = read_client(&mut reader)?;
     let expiry_interval_s = reader.u32()?;
@@ -456,7 +456,7 @@ pub(super) fn parse_session(key: &[u8], value: &[u8]) -> Result<SessionRecord, S
     })
 }
 
-pub(super) fn will(key: &[u8], will: &StoredWill) -> Vec<u8> {
+pub(crate) fn will(key: &[u8], will: &StoredWill) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     will.will.append_to(&mut bytes);
     let mut writer = RecordWriter::new(V1, bytes.len() + 32);
@@ -464,7 +464,7 @@ pub(super) fn will(key: &[u8], will: &StoredWill) -> Vec<u8> {
     writer.seal(key)
 }
 
-pub(super) fn parse_will(key: &[u8], value: &[u8]) -> Result<StoredWill, StoreError> {
+pub(crate) fn parse_will(key: &[u8], value: &[u8]) -> Result<StoredWill, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     let epoch = Epoch(reader.u64()?);
     let bytes = reader.bytes()?;
@@ -473,7 +473,7 @@ pub(super) fn parse_will(key: &[u8], value: &[u8]) -> Result<StoredWill, StoreEr
     Ok(StoredWill { epoch, will })
 }
 
-pub(super) fn ban(key: &[u8], ban: &Ban) -> Vec<u8> {
+pub(crate) fn ban(key: &[u8], ban: &Ban) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, 128);
     writer
         .text(ban.target.kind())
@@ -486,7 +486,7 @@ pub(super) fn ban(key: &[u8], ban: &Ban) -> Vec<u8> {
     writer.seal(key)
 }
 
-pub(super) fn parse_ban(key: &[u8], value: &[u8]) -> Result<Ban, StoreError> {
+pub(crate) fn parse_ban(key: &[u8], value: &[u8]) -> Result<Ban, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     let (kind, value) = (reader.text()?, reader.text()?);
     let target = BanTarget::parse(kind, value);
@@ -498,7 +498,7 @@ pub(super) fn parse_ban(key: &[u8], value: &[u8]) -> Result<Ban, StoreError> {
     })
 }
 
-pub(super) fn received(key: &[u8], received: &ReceivedPublish) -> Vec<u8> {
+pub(crate) fn received(key: &[u8], received: &ReceivedPublish) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, 64);
     writer
         .u16(received.packet_id.0.get())
@@ -507,7 +507,7 @@ pub(super) fn received(key: &[u8], received: &ReceivedPublish) -> Vec<u8> {
     writer.seal(key)
 }
 
-pub(super) fn parse_received(key: &[u8], value: &[u8]) -> Result<ReceivedPublish, StoreError> {
+pub(crate) fn parse_received(key: &[u8], value: &[u8]) -> Result<ReceivedPublish, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     let packet_id = std::num::NonZeroU16::new(reader.u16()?);
     Ok(ReceivedPublish {
@@ -539,17 +539,17 @@ fn read_upstream(reader: &mut RecordReader<'_>) -> Result<UpstreamMessage, Store
     })
 }
 
-pub(super) fn upstream(key: &[u8], message: &UpstreamMessage) -> Vec<u8> {
+pub(crate) fn upstream(key: &[u8], message: &UpstreamMessage) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, message.payload.len() + 160);
     write_upstream(&mut writer, message);
     writer.seal(key)
 }
 
-pub(super) fn parse_upstream(key: &[u8], value: &[u8]) -> Result<UpstreamMessage, StoreError> {
+pub(crate) fn parse_upstream(key: &[u8], value: &[u8]) -> Result<UpstreamMessage, StoreError> {
     read_upstream(&mut RecordReader::open(key, value, V1)?)
 }
 
-pub(super) fn dead_letter(key: &[u8], letter: &DeadLetter) -> Vec<u8> {
+pub(crate) fn dead_letter(key: &[u8], letter: &DeadLetter) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, letter.message.payload.len() + 256);
     writer
         .text(letter.queue.as_str())
@@ -560,7 +560,7 @@ pub(super) fn dead_letter(key: &[u8], letter: &DeadLetter) -> Vec<u8> {
     writer.seal(key)
 }
 
-pub(super) fn parse_dead_letter(key: &[u8], value: &[u8]) -> Result<DeadLetter, StoreError> {
+pub(crate) fn parse_dead_letter(key: &[u8], value: &[u8]) -> Result<DeadLetter, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     Ok(DeadLetter {
         queue: QueueName::new(reader.text()?),
@@ -573,19 +573,19 @@ pub(super) fn parse_dead_letter(key: &[u8], value: &[u8]) -> Result<DeadLetter, 
 
 /// What is known of an upstream queue as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct QueueRecord {
+pub(crate) struct QueueRecord {
     /// Of its messages and dead letters.
-    pub(super) bytes: u64,
-    pub(super) partitions: u16,
+    pub(crate) bytes: u64,
+    pub(crate) partitions: u16,
 }
 
-pub(super) fn queue(key: &[u8], record: QueueRecord) -> Vec<u8> {
+pub(crate) fn queue(key: &[u8], record: QueueRecord) -> Vec<u8> {
     let mut writer = RecordWriter::new(V1, 16);
     writer.u64(record.bytes).u16(record.partitions);
     writer.seal(key)
 }
 
-pub(super) fn parse_queue(key: &[u8], value: &[u8]) -> Result<QueueRecord, StoreError> {
+pub(crate) fn parse_queue(key: &[u8], value: &[u8]) -> Result<QueueRecord, StoreError> {
     let mut reader = RecordReader::open(key, value, V1)?;
     Ok(QueueRecord {
         bytes: reader.u64()?,

@@ -1,8 +1,10 @@
 //! How records are written: a version byte, the fields, and a checksum over key and value.
 //!
-//! The store below checks its blocks, but replays a journal that is damaged in the middle as if it
-//! had ended there; a checksum of our own over the key as well finds whatever slips through, and a
-//! value that ended up under another key. No knowledge of what the fields mean: see `format`.
+//! Every backend keeps its records in this form, under keys of its own. A store that replays a journal
+//! which is damaged in the middle as if it had ended there needs a checksum over the key as well: it finds
+//! whatever slips through, and a value that ended up under another key. What the fields mean is in [`format`].
+
+pub(crate) mod format;
 
 use bytes::BufMut;
 
@@ -11,7 +13,7 @@ use crate::StoreError;
 const CHECKSUM_LEN: usize = 4;
 
 /// CRC-32 (IEEE 802.3) of several slices as one text.
-pub(super) fn crc32(parts: &[&[u8]]) -> u32 {
+pub(crate) fn crc32(parts: &[&[u8]]) -> u32 {
     let mut crc = u32::MAX;
     for byte in parts.iter().copied().flatten() {
         crc = CRC_TABLE[usize::from((crc as u8) ^ byte)] ^ (crc >> 8);
@@ -40,42 +42,42 @@ const CRC_TABLE: [u32; 256] = {
 };
 
 /// Collects the fields of one record.
-pub(super) struct RecordWriter(Vec<u8>);
+pub(crate) struct RecordWriter(Vec<u8>);
 
 impl RecordWriter {
     /// `capacity` is the expected length; a longer record grows.
-    pub(super) fn new(version: u8, capacity: usize) -> Self {
+    pub(crate) fn new(version: u8, capacity: usize) -> Self {
         let mut bytes = Vec::with_capacity(capacity + CHECKSUM_LEN);
         bytes.push(version);
         Self(bytes)
     }
-    pub(super) fn u8(&mut self, value: u8) -> &mut Self {
+    pub(crate) fn u8(&mut self, value: u8) -> &mut Self {
         self.0.put_u8(value);
         self
     }
-    pub(super) fn u16(&mut self, value: u16) -> &mut Self {
+    pub(crate) fn u16(&mut self, value: u16) -> &mut Self {
         self.0.put_u16(value);
         self
     }
-    pub(super) fn u32(&mut self, value: u32) -> &mut Self {
+    pub(crate) fn u32(&mut self, value: u32) -> &mut Self {
         self.0.put_u32(value);
         self
     }
-    pub(super) fn u64(&mut self, value: u64) -> &mut Self {
+    pub(crate) fn u64(&mut self, value: u64) -> &mut Self {
         self.0.put_u64(value);
         self
     }
     /// Length-prefixed bytes.
-    pub(super) fn bytes(&mut self, value: &[u8]) -> &mut Self {
+    pub(crate) fn bytes(&mut self, value: &[u8]) -> &mut Self {
         self.0
             .put_u32(u32::try_from(value.len()).expect("packets are shorter than 256 MiB"));
         self.0.put_slice(value);
         self
     }
-    pub(super) fn text(&mut self, value: &str) -> &mut Self {
+    pub(crate) fn text(&mut self, value: &str) -> &mut Self {
         self.bytes(value.as_bytes())
     }
-    pub(super) fn option<T>(
+    pub(crate) fn option<T>(
         &mut self,
         value: Option<T>,
         write: impl FnOnce(&mut Self, T),
@@ -87,7 +89,7 @@ impl RecordWriter {
         self
     }
     /// The value to be stored under `key`.
-    pub(super) fn seal(self, key: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(self, key: &[u8]) -> Vec<u8> {
         let mut value = self.0;
         let checksum = crc32(&[key, &value]);
         value.extend_from_slice(&checksum.to_be_bytes());
@@ -96,14 +98,14 @@ impl RecordWriter {
 }
 
 /// Reads the fields of one record back, in the order in which they were written.
-pub(super) struct RecordReader<'r> {
+pub(crate) struct RecordReader<'r> {
     rest: &'r [u8],
     key: &'r [u8],
 }
 
 impl<'r> RecordReader<'r> {
     /// Checks the checksum; `version_max` is the newest layout that the caller can read.
-    pub(super) fn open(
+    pub(crate) fn open(
         key: &'r [u8],
         value: &'r [u8],
         version_max: u8,
@@ -126,7 +128,7 @@ impl<'r> RecordReader<'r> {
             None => damaged("an empty value"),
         }
     }
-    pub(super) fn damaged(&self, what: &str) -> StoreError {
+    pub(crate) fn damaged(&self, what: &str) -> StoreError {
         StoreError::Damaged(format!("{what} under {}", self.key.escape_ascii()))
     }
     fn take(&mut self, len: usize) -> Result<&'r [u8], StoreError> {
@@ -142,27 +144,27 @@ impl<'r> RecordReader<'r> {
             .try_into()
             .expect("just that many were taken"))
     }
-    pub(super) fn u8(&mut self) -> Result<u8, StoreError> {
+    pub(crate) fn u8(&mut self) -> Result<u8, StoreError> {
         Ok(u8::from_be_bytes(self.array()?))
     }
-    pub(super) fn u16(&mut self) -> Result<u16, StoreError> {
+    pub(crate) fn u16(&mut self) -> Result<u16, StoreError> {
         Ok(u16::from_be_bytes(self.array()?))
     }
-    pub(super) fn u32(&mut self) -> Result<u32, StoreError> {
+    pub(crate) fn u32(&mut self) -> Result<u32, StoreError> {
         Ok(u32::from_be_bytes(self.array()?))
     }
-    pub(super) fn u64(&mut self) -> Result<u64, StoreError> {
+    pub(crate) fn u64(&mut self) -> Result<u64, StoreError> {
         Ok(u64::from_be_bytes(self.array()?))
     }
-    pub(super) fn bytes(&mut self) -> Result<&'r [u8], StoreError> {
+    pub(crate) fn bytes(&mut self) -> Result<&'r [u8], StoreError> {
         let len = self.u32()? as usize;
         self.take(len)
     }
-    pub(super) fn text(&mut self) -> Result<&'r str, StoreError> {
+    pub(crate) fn text(&mut self) -> Result<&'r str, StoreError> {
         let bytes = self.bytes()?;
         std::str::from_utf8(bytes).map_err(|_| self.damaged("text that is not UTF-8"))
     }
-    pub(super) fn option<T>(
+    pub(crate) fn option<T>(
         &mut self,
         read: impl FnOnce(&mut Self) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
