@@ -253,10 +253,16 @@ pub(crate) async fn end_session(
     }
     if stored {
         // The session is forgotten last: what other members are to get is found by its end alone.
-        if node.stores.inboxes.end_session(&session.client).await? > 0 {
+        if node
+            .stores
+            .inboxes
+            .end_session(&session.client, None)
+            .await?
+            > 0
+        {
             redispatch::from_inbox(node, &session.client).await?;
         }
-        node.stores.sessions.delete(&session.client).await?;
+        node.stores.sessions.delete(&session.client, None).await?;
         session.lock().stored = false;
     }
     // Only now: a failed end is made up for by the next connect, which finds the session here.

@@ -244,8 +244,10 @@ pub trait Inboxes: Send + Sync {
     /// Ends every `Session` entry of `client` (clean start, session expiry) but those of shared subscriptions, which
     /// are handed over first and may still come for a moment; and forgets which pushes the
     /// session had received; stands behind every note made before. Durable on return. Answers how many shared entries there
-    /// are.
-    async fn end_session(&self, client: &ClientId) -> Result<u64, StoreError>;
+    /// are. `epoch` is the last connection that the session had: [`StoreError::Stale`] once the client has a newer one.
+    /// `None` where nobody else could have made one.
+    async fn end_session(&self, client: &ClientId, epoch: Option<Epoch>)
+    -> Result<u64, StoreError>;
 
     /// Ends one push that has not been delivered; says with which receipt it ended, `None` where no
     /// such message is known. A message that had ended already keeps its state.

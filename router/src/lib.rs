@@ -11,6 +11,7 @@
 //! | [`Retained`] | retained messages |
 //! | [`Shards`] | who sees to clients that are on no node; many nodes only |
 //! | [`PubSub`] | publications on their way to other nodes; many nodes only |
+//! | [`Events`] | that devices came and went, for backends; many nodes only |
 //! | [`Bans`] | who may not connect |
 //! | [`UpstreamBus`] | what devices sent and a backend has not taken yet |
 //! | [`Nodes`] | the way to an access node, wherever it runs |
@@ -25,6 +26,7 @@ pub mod bans;
 pub mod contract;
 pub mod duration;
 pub mod embedded;
+pub mod events;
 pub mod fence;
 pub mod ids;
 pub mod inboxes;
@@ -38,6 +40,7 @@ pub mod shards;
 pub mod upstream;
 
 pub use bans::{Ban, BanTarget, Bans, InvalidBan};
+pub use events::{Events, Presence, PresenceChange};
 pub use fence::Fence;
 pub use ids::{ClientId, Epoch, InvalidId, MessageId, NodeId, Position, unix_ms};
 pub use inboxes::{

@@ -20,7 +20,7 @@ pub struct Route {
 pub struct Claim {
     /// The new connection's epoch, higher than any before for this client.
     pub epoch: Epoch,
-    /// Whom it displaced.
+    /// Whom it displaced: also where that node has died meanwhile, and nobody has released the route.
     pub previous: Option<Route>,
 }
 

@@ -71,7 +71,13 @@ pub trait Sessions: Send + Sync {
     ) -> BoxFuture<'static, Result<(), StoreError>>;
 
     /// Removes the session with its received packet identifiers (not its inbox: see [`crate::Inboxes::end_session`]).
-    fn delete(&self, client: &ClientId) -> BoxFuture<'static, Result<(), StoreError>>;
+    /// `epoch` is the last connection that it had: [`StoreError::Stale`] once the client has a newer one. `None` where
+    /// nobody else could have made one.
+    fn delete(
+        &self,
+        client: &ClientId,
+        epoch: Option<Epoch>,
+    ) -> BoxFuture<'static, Result<(), StoreError>>;
 
     /// The unreleased QoS 2 PUBLISH of a client.
     async fn received(&self, client: &ClientId) -> Result<Vec<ReceivedPublish>, StoreError>;
@@ -91,7 +97,7 @@ pub trait Sessions: Send + Sync {
         packet_id: PacketId,
     ) -> BoxFuture<'static, Result<(), StoreError>>;
 
-    /// Keeps the will of a connection, replacing that of an earlier one.
+    /// Keeps the will of a connection, replacing that of an earlier one; that of a later one stays.
     fn save_will(
         &self,
         client: &ClientId,

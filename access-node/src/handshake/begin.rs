@@ -321,7 +321,7 @@ async fn forget_deliveries(node: &Node, client: &ClientId) -> Result<(), Handsha
         let page = inboxes.read(client, Position::START, 1, 1).await?;
         !page.entries.is_empty()
     };
-    if waits && inboxes.end_session(client).await? > 0 {
+    if waits && inboxes.end_session(client, None).await? > 0 {
         redispatch::from_inbox(node, client).await?;
     }
     Ok(())

@@ -254,7 +254,7 @@ pub async fn what_a_session_was_sent_does_not_expire(backend: &mut dyn Backend) 
     let page = read_all(&*inboxes, &device).await;
     assert_eq!(payloads(&page), ["sent"]);
     assert!(page.entries[0].maybe_sent);
-    inboxes.end_session(&device).await.unwrap();
+    inboxes.end_session(&device, None).await.unwrap();
     assert!(read_all(&*inboxes, &device).await.entries.is_empty());
 }
 
@@ -372,9 +372,9 @@ pub async fn a_clean_start_drops_session_entries_only(backend: &mut dyn Backend)
         message,
         fingerprint: None,
     }]);
-    inboxes.end_session(&device).await.unwrap();
+    inboxes.end_session(&device, None).await.unwrap();
     before.await.unwrap();
-    inboxes.end_session(&client("nobody")).await.unwrap();
+    inboxes.end_session(&client("nobody"), None).await.unwrap();
     assert_eq!(payloads(&read_all(&*inboxes, &device).await), ["1", "3"]);
     assert_eq!(
         payloads(&read_all(&*inboxes, &client("other")).await),
@@ -415,7 +415,7 @@ pub async fn a_shared_entry_is_handed_over_once_and_outlives_a_clean_start(
     let first = stored(&*inboxes, &a, message.clone()).await;
     let ordinary = stored(&*inboxes, &a, of_session("2")).await;
     inboxes.mark_sent(&a, ordinary, &NodeId::from_text("node"), Epoch(1));
-    inboxes.end_session(&a).await.unwrap();
+    inboxes.end_session(&a, None).await.unwrap();
     let inboxes = backend.restart().await.inboxes;
     let page = read_all(&*inboxes, &a).await;
     assert_eq!(page.entries.len(), 1);

@@ -72,8 +72,8 @@ pub async fn a_session_is_kept_replaced_and_deleted(backend: &mut dyn Backend) {
         sessions.load_all().await.unwrap(),
         [replaced, session("b", &["z"])]
     );
-    sessions.delete(&client("a")).await.unwrap();
-    sessions.delete(&client("nobody")).await.unwrap();
+    sessions.delete(&client("a"), None).await.unwrap();
+    sessions.delete(&client("nobody"), None).await.unwrap();
     assert_eq!(sessions.load_all().await.unwrap(), [session("b", &["z"])]);
 }
 
@@ -133,7 +133,7 @@ pub async fn deleting_a_session_forgets_its_packet_ids_and_no_others(backend: &m
         .unwrap();
     // Also what was called for before and is not durable yet.
     let before = sessions.save_received(&client("a"), Epoch(1), received(3, true));
-    sessions.delete(&client("a")).await.unwrap();
+    sessions.delete(&client("a"), None).await.unwrap();
     before.await.unwrap();
     assert!(sessions.received(&client("a")).await.unwrap().is_empty());
     assert_eq!(sessions.received(&client("aa")).await.unwrap(), [kept]);
@@ -223,6 +223,16 @@ pub async fn an_older_connection_writes_nothing_any_more(backend: &mut dyn Backe
         matches!(refused, Err(crate::StoreError::Stale { .. })),
         "{refused:?}"
     );
+    let refused = sessions.delete(&device, Some(old)).await;
+    assert!(
+        matches!(refused, Err(crate::StoreError::Stale { .. })),
+        "{refused:?}"
+    );
+    let refused = stores.inboxes.end_session(&device, Some(old)).await;
+    assert!(
+        matches!(refused, Err(crate::StoreError::Stale { .. })),
+        "{refused:?}"
+    );
     assert_eq!(
         sessions.load(&device).await.unwrap(),
         Some(session("a", &["old"]))
@@ -234,4 +244,11 @@ pub async fn an_older_connection_writes_nothing_any_more(backend: &mut dyn Backe
     );
     assert_eq!(sessions.load(&client("nobody")).await.unwrap(), None);
     assert!(sessions.received(&device).await.unwrap().is_empty());
+    stores
+        .inboxes
+        .end_session(&device, Some(new))
+        .await
+        .unwrap();
+    sessions.delete(&device, Some(new)).await.unwrap();
+    assert_eq!(sessions.load(&device).await.unwrap(), None);
 }

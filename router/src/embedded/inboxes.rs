@@ -264,7 +264,14 @@ impl Inboxes for EmbeddedStore {
         .boxed()
     }
 
-    async fn end_session(&self, client: &ClientId) -> Result<u64, StoreError> {
+    async fn end_session(
+        &self,
+        client: &ClientId,
+        epoch: Option<Epoch>,
+    ) -> Result<u64, StoreError> {
+        if let Some(epoch) = epoch {
+            self.check_epoch(client, epoch)?;
+        }
         let client = client.clone();
         self.submit(Kind::Change, 64, move |tx| tx.end_session(&client))
             .await

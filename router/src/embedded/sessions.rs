@@ -48,7 +48,7 @@ impl EmbeddedStore {
     }
 
     /// Refuses what an older connection than the newest of `client` wants to write.
-    fn check_epoch(&self, client: &ClientId, epoch: Epoch) -> Result<(), StoreError> {
+    pub(super) fn check_epoch(&self, client: &ClientId, epoch: Epoch) -> Result<(), StoreError> {
         match self.shared.routes.newest_epoch(client) {
             Some(current) if current > epoch => Err(StoreError::Stale { current }),
             _ => Ok(()),
@@ -115,7 +115,15 @@ impl Sessions for EmbeddedStore {
         self.submit(Kind::Add, cost, save).boxed()
     }
 
-    fn delete(&self, client: &ClientId) -> BoxFuture<'static, Result<(), StoreError>> {
+    fn delete(
+        &self,
+        client: &ClientId,
+        epoch: Option<Epoch>,
+    ) -> BoxFuture<'static, Result<(), StoreError>> {
+        let checked = epoch.map_or(Ok(()), |epoch| self.check_epoch(client, epoch));
+        if let Err(error) = checked {
+            return async { Err(error) }.boxed();
+        }
         let client = client.clone();
         let delete = move |tx: &mut super::Transaction| {
             let name = client.as_str();
