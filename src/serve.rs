@@ -134,6 +134,7 @@ async fn serve(
         },
         stores.clone(),
         config.upstream.routes(),
+        None,
     )
     .await
     .context("cannot start the access node")?;

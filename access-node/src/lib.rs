@@ -19,6 +19,7 @@ mod auth;
 mod bans;
 mod certificates;
 mod close_reason;
+mod cluster;
 mod config;
 mod connack;
 mod connection;
@@ -72,6 +73,7 @@ use tokio::task::JoinSet;
 
 pub use auth::config::{AclConfig, AuthConfig, AuthenticatorKind};
 pub use auth::password::{edit_passwords, hash as hash_password};
+pub use cluster::Cluster;
 pub use config::{Config, Excess, Flapping, PerAddress, PerDevice, QueueOverflow};
 pub use listener_config::{
     CertificateIdentity, ClientCertificateMode, ListenerConfig, Protocol, TlsConfig,
@@ -80,6 +82,7 @@ pub use peer::ListenerSettings;
 
 use crate::auth::Auth;
 use crate::close_reason::CloseReason;
+use crate::cluster::Peers;
 use crate::listener::Listener;
 use crate::local_nodes::LocalNodes;
 use crate::node::Node;
@@ -124,7 +127,8 @@ pub enum StartError {
 
 impl AccessNode {
     /// Restores what outlived the last process (sessions, retained messages, wills of devices that
-    /// were connected when it died) and takes the node's lease.
+    /// were connected when it died) and takes the node's lease. With a `cluster` the node is one of several, and sessions
+    /// are loaded when their devices connect.
     ///
     /// # Errors
     /// When the stores cannot be read or written, or the system gives no threads.
@@ -134,6 +138,7 @@ impl AccessNode {
         access: Access,
         stores: Stores,
         upstream: UpstreamRoutes,
+        cluster: Option<Cluster>,
     ) -> Result<Self, StartError> {
         let Access {
             auth,
@@ -142,7 +147,7 @@ impl AccessNode {
         } = access;
         let auth = Auth::open(&auth, &acl, &config.device_topics, &data_dir);
         let auth = auth.map_err(StartError::Auth)?;
-        let node = Arc::new(Node::new(id, config, auth, stores, upstream));
+        let node = Arc::new(Node::new(id, config, auth, stores, upstream, cluster));
         node.renew_lease().await?;
         restore::run(&node).await?;
         bans::load(&node).await?;
@@ -199,8 +204,13 @@ impl AccessNode {
         }
     }
 
-    /// The node as services of the same process reach it.
+    /// Every node as services of the same process reach them: this one, and in a cluster the others.
     pub fn nodes(&self) -> Arc<dyn Nodes> {
+        Arc::new(Peers::of(&self.node))
+    }
+
+    /// This node alone, as it is offered to other processes.
+    pub fn local_nodes(&self) -> Arc<dyn Nodes> {
         Arc::new(LocalNodes(Arc::clone(&self.node)))
     }
 

@@ -16,6 +16,7 @@ use crate::admission::Admission;
 use crate::auth::Auth;
 use crate::bans::Bans;
 use crate::close_reason::{CloseReason, Refusal};
+use crate::cluster::{Cluster, Membership};
 use crate::config::Config;
 use crate::deadlines::{Clock, Wheel};
 use crate::flapping::FlappingClients;
@@ -64,6 +65,8 @@ pub(crate) struct Node {
     hasher: RandomState,
     /// Turns of computing a TLS handshake.
     pub(crate) handshake_turns: Semaphore,
+    /// Present where there are several nodes.
+    pub(crate) cluster: Option<Membership>,
     draining: AtomicBool,
     drains: Notify,
 }
@@ -75,6 +78,7 @@ impl Node {
         auth: Auth,
         stores: Stores,
         upstream: UpstreamRoutes,
+        cluster: Option<Cluster>,
     ) -> Self {
         let bans = Arc::new(Bans::default());
         Self {
@@ -100,6 +104,7 @@ impl Node {
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             hasher: RandomState::new(),
             handshake_turns: Semaphore::new(HANDSHAKE_TURNS),
+            cluster: cluster.map(Membership::new),
             draining: AtomicBool::new(false),
             drains: Notify::new(),
         }
@@ -188,9 +193,10 @@ impl Node {
 
     /// Takes the lease once.
     pub(crate) async fn renew_lease(&self) -> Result<(), StoreError> {
+        let given = self.cluster.as_ref().map(|cluster| &cluster.given);
         let record = NodeRecord {
             id: self.id.clone(),
-            address: String::new(),
+            address: given.map_or_else(String::new, |given| given.address.clone()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: if self.is_draining() {
                 NodeState::Draining
@@ -198,8 +204,9 @@ impl Node {
                 NodeState::Up
             },
             connections: self.admission.gate.open() as u64,
-            region: String::new(),
-            server_reference: String::new(),
+            region: given.map_or_else(String::new, |given| given.region.clone()),
+            server_reference: given
+                .map_or_else(String::new, |given| given.server_reference.clone()),
         };
         self.stores.routes.renew(record, LEASE_MS).await?;
         Ok(())

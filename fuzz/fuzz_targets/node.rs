@@ -106,9 +106,10 @@ impl Node {
         let routes = UpstreamRoutes::new(upstream.expect("a filter"), Vec::new());
         let node = runtime.block_on(async {
             let id = NodeId::for_this_run("fuzz");
-            let mut node = AccessNode::start(id, config, Access::default(), store.stores(), routes)
-                .await
-                .expect("an empty store has no faults");
+            let mut node =
+                AccessNode::start(id, config, Access::default(), store.stores(), routes, None)
+                    .await
+                    .expect("an empty store has no faults");
             node.listen(&socket, settings).expect("one more handle");
             node
         });
