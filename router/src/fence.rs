@@ -37,6 +37,11 @@ impl Fence {
         Ok(())
     }
 
+    /// Whether the sender goes on without a message that was refused as [`StoreError::Full`].
+    pub(crate) fn passes_full(&self) -> bool {
+        self.passes_full
+    }
+
     /// A write was refused with `error`.
     pub fn refused(&self, error: &StoreError) {
         if !(self.passes_full && matches!(error, StoreError::Full(_))) {

@@ -1,0 +1,500 @@
+//! One lane of a publisher: a queue of calls, a connection, a window of unconfirmed messages.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lapin::message::BasicReturnMessage;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError};
+use lapin::{Channel, Confirmation, ErrorKind};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep};
+
+use super::link::answered;
+use super::publisher::{Publishing, Room};
+use super::{Link, Topology};
+use crate::{Fence, StoreError};
+
+/// The topology is made sure of again, after a message was returned or a refusal, at most this often.
+const REDECLARE: Duration = Duration::from_secs(1);
+
+/// One call.
+pub(super) struct Item {
+    pub(super) sender: u64,
+    pub(super) publishing: Publishing,
+    pub(super) fence: Option<Fence>,
+    pub(super) answer: oneshot::Sender<Result<(), StoreError>>,
+    pub(super) _room: Room,
+}
+
+impl Item {
+    fn finish(self, result: Result<(), StoreError>) {
+        if let (Some(fence), Err(error)) = (&self.fence, &result) {
+            fence.refused(error);
+        }
+        // The caller may have gone: the message stands anyway.
+        let _ = self.answer.send(result);
+    }
+
+    /// Nothing of its sender may go out before this one is confirmed.
+    fn is_alone(&self) -> bool {
+        self.fence.as_ref().is_some_and(|fence| !fence.passes_full())
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        self.fence.as_ref().map_or(Ok(()), Fence::check)
+    }
+
+    fn is_what_came_back(&self, returned: &BasicReturnMessage) -> bool {
+        let id = returned.properties.message_id();
+        id.as_ref().map(lapin::types::ShortString::as_str) == Some(self.publishing.id.as_str())
+            && returned.exchange == self.publishing.exchange
+            && returned.routing_key == self.publishing.routing_key
+    }
+}
+
+/// What callers share with the lane's task.
+pub(super) struct Lane {
+    waiting: Mutex<VecDeque<Item>>,
+    changed: Notify,
+    closed: AtomicBool,
+    connected: AtomicBool,
+}
+
+impl Lane {
+    pub(super) fn start(link: Arc<Link>, topology: Arc<Topology>, window_max: usize) -> Arc<Self> {
+        let lane = Arc::new(Self {
+            waiting: Mutex::default(),
+            changed: Notify::new(),
+            closed: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
+        });
+        let work = Work {
+            lane: Arc::clone(&lane),
+            link,
+            topology,
+            window_max: window_max.max(1),
+            again: VecDeque::new(),
+            careful: 0,
+            held: HashMap::new(),
+            window: Window::default(),
+            warned: false,
+        };
+        tokio::spawn(work.run());
+        lane
+    }
+
+    pub(super) fn push(&self, item: Item) {
+        let mut waiting = self.waiting.lock();
+        waiting.push_back(item);
+        let first = waiting.len() == 1;
+        drop(waiting);
+        if first {
+            self.changed.notify_one();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+/// Messages that went out and are not confirmed, in the order in which they went.
+#[derive(Default)]
+struct Window {
+    slots: VecDeque<Option<Item>>,
+    /// The number of the first slot.
+    first: u64,
+    unconfirmed: usize,
+}
+
+impl Window {
+    fn push(&mut self, item: Item) -> u64 {
+        self.slots.push_back(Some(item));
+        self.unconfirmed += 1;
+        self.first + self.slots.len() as u64 - 1
+    }
+
+    fn take(&mut self, number: u64) -> Option<Item> {
+        let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        let item = self.slots.get_mut(at)?.take()?;
+        self.unconfirmed -= 1;
+        while matches!(self.slots.front(), Some(None)) {
+            self.slots.pop_front();
+            self.first += 1;
+        }
+        Some(item)
+    }
+
+    fn take_returned(&mut self, returned: &BasicReturnMessage) -> Option<Item> {
+        let of_it = |slot: &Option<Item>| {
+            let item = slot.as_ref();
+            item.is_some_and(|item| item.is_what_came_back(returned))
+        };
+        let at = self.slots.iter().position(of_it)? as u64;
+        self.take(self.first + at)
+    }
+
+    /// Everything unconfirmed, in order.
+    fn drain(&mut self) -> VecDeque<Item> {
+        self.first += self.slots.len() as u64;
+        self.unconfirmed = 0;
+        self.slots.drain(..).flatten().collect()
+    }
+}
+
+type Confirm = BoxFuture<'static, (u64, lapin::Result<Confirmation>)>;
+
+/// Why there is no channel.
+enum Unopened {
+    Away,
+    Undeclared(StoreError),
+}
+
+/// Why a channel is no longer used.
+enum Ended {
+    /// Nothing is left to be done.
+    Closed,
+    Broken(lapin::Error),
+    /// The topology could not be made sure of.
+    Undeclared(StoreError),
+}
+
+/// The task of a lane.
+struct Work {
+    lane: Arc<Lane>,
+    link: Arc<Link>,
+    topology: Arc<Topology>,
+    window_max: usize,
+    /// Goes out before anything that waits: what was unconfirmed, and what was held back.
+    again: VecDeque<Item>,
+    /// So many of the next go out one by one: one of them may be what the broker closed the channel for.
+    careful: usize,
+    /// Senders whose messages go one by one and have one unconfirmed, with what is held back meanwhile.
+    held: HashMap<u64, VecDeque<Item>>,
+    window: Window,
+    /// That the topology cannot be declared was said.
+    warned: bool,
+}
+
+impl Work {
+    async fn run(mut self) {
+        loop {
+            let opened = tokio::select! {
+                opened = self.open() => opened,
+                () = self.idle_and_closed() => return,
+            };
+            let (channel, declared) = match opened {
+                Ok(opened) => opened,
+                // The link says so itself, and waits before the next attempt.
+                Err(Unopened::Away) => continue,
+                Err(Unopened::Undeclared(error)) => {
+                    self.undeclared(&error).await;
+                    continue;
+                }
+            };
+            self.warned = false;
+            self.lane.connected.store(true, Ordering::Relaxed);
+            let ended = self.publish_on(&channel, declared).await;
+            self.lane.connected.store(false, Ordering::Relaxed);
+            // Nothing of the old connection may be in use when the messages go out again.
+            drop(channel);
+            self.link.reset().await;
+            match ended {
+                Ended::Closed => return,
+                Ended::Broken(error) => self.recover(&error),
+                Ended::Undeclared(error) => {
+                    self.put_back();
+                    self.undeclared(&error).await;
+                }
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<(Channel, usize), Unopened> {
+        let channel = self.link.channel().await.map_err(|_| Unopened::Away)?;
+        let confirming = channel.confirm_select(ConfirmSelectOptions::default());
+        answered(confirming).await.map_err(|_| Unopened::Away)?;
+        match self.topology.declare(&self.link, 0).await {
+            Ok(declared) => Ok((channel, declared)),
+            Err(error) => Err(Unopened::Undeclared(error)),
+        }
+    }
+
+    /// The broker does not let the topology be what it should be: that is for a person to see to, and it is tried again.
+    async fn undeclared(&mut self, error: &StoreError) {
+        if !self.warned {
+            tracing::warn!(%error, "an exchange or queue cannot be declared, nothing is published until it can");
+            self.warned = true;
+        }
+        sleep(REDECLARE).await;
+    }
+
+    /// Resolves when nothing more will come and nothing waits.
+    async fn idle_and_closed(&self) {
+        loop {
+            if self.lane.is_closed() && self.again.is_empty() && self.lane.waiting.lock().is_empty()
+            {
+                return;
+            }
+            self.lane.changed.notified().await;
+        }
+    }
+
+    fn put_back(&mut self) {
+        let mut unconfirmed = self.window.drain();
+        unconfirmed.append(&mut self.again);
+        self.again = unconfirmed;
+    }
+
+    /// Makes what was unconfirmed the first to go out. If the broker closed the channel for what was published, the messages go one
+    /// by one, and the one that is alone when it happens again is refused.
+    fn recover(&mut self, error: &lapin::Error) {
+        let blamed = is_about_a_message(error);
+        let unconfirmed = self.window.unconfirmed;
+        tracing::warn!(%error, unconfirmed, "the channel to RabbitMQ broke, what is unconfirmed goes out again");
+        if blamed && self.careful > 0 && unconfirmed == 1 {
+            for item in self.window.drain() {
+                let refused = StoreError::Unavailable(format!("RabbitMQ refuses it: {error}"));
+                self.finish(item, Err(refused));
+            }
+        }
+        self.put_back();
+        if blamed {
+            self.careful = self.careful.max(unconfirmed.max(1));
+        }
+    }
+
+    /// The next message that may go out now.
+    fn next(&mut self) -> Option<Item> {
+        loop {
+            let from_again = self.again.pop_front();
+            let is_again = from_again.is_some();
+            let item = from_again.or_else(|| self.lane.waiting.lock().pop_front())?;
+            if !is_again && let Some(held) = self.held.get_mut(&item.sender) {
+                held.push_back(item);
+                continue;
+            }
+            if let Err(error) = item.check() {
+                self.finish(item, Err(error));
+                continue;
+            }
+            if item.is_alone() {
+                self.held.entry(item.sender).or_default();
+            }
+            return Some(item);
+        }
+    }
+
+    /// The call is over; what was held back behind it may go on.
+    fn finish(&mut self, item: Item, result: Result<(), StoreError>) {
+        self.careful = self.careful.saturating_sub(1);
+        let sender = item.sender;
+        let was_alone = item.is_alone();
+        item.finish(result);
+        if !was_alone {
+            return;
+        }
+        let Some(mut held) = self.held.remove(&sender) else {
+            return;
+        };
+        // As many as the next one that goes alone, which holds back the rest.
+        while let Some(next) = held.pop_front() {
+            if let Err(error) = next.check() {
+                next.finish(Err(error));
+                continue;
+            }
+            let alone = next.is_alone();
+            self.again.push_back(next);
+            if alone {
+                self.held.insert(sender, held);
+                return;
+            }
+        }
+    }
+
+    async fn publish_on(&mut self, channel: &Channel, mut declared: usize) -> Ended {
+        let mut confirms: FuturesUnordered<Confirm> = FuturesUnordered::new();
+        let mut redeclared = Instant::now();
+        loop {
+            let window_max = if self.careful > 0 { 1 } else { self.window_max };
+            while self.window.unconfirmed < window_max
+                && let Some(item) = self.next()
+            {
+                if self.topology.len() > declared {
+                    match self.topology.declare(&self.link, declared).await {
+                        Ok(now) => declared = now,
+                        Err(error) => {
+                            self.again.push_front(item);
+                            return Ended::Undeclared(error);
+                        }
+                    }
+                }
+                let confirm = publish(channel, &item.publishing);
+                let number = self.window.push(item);
+                let mut confirm = confirm.map(move |result| (number, result)).boxed();
+                // The first poll gives it its delivery tag and its place among the frames.
+                match poll_once(&mut confirm).await {
+                    Poll::Pending => confirms.push(confirm),
+                    Poll::Ready(done) => confirms.push(std::future::ready(done).boxed()),
+                }
+            }
+            let has_room = self.window.unconfirmed < window_max;
+            if self.window.unconfirmed == 0
+                && self.lane.is_closed()
+                && self.again.is_empty()
+                && self.lane.waiting.lock().is_empty()
+            {
+                return Ended::Closed;
+            }
+            tokio::select! {
+                biased;
+                Some(confirmed) = confirms.next() => {
+                    let mut confirmed = vec![confirmed];
+                    gather(&mut confirms, &mut confirmed).await;
+                    pass_behind_confirms(channel);
+                    gather(&mut confirms, &mut confirmed).await;
+                    let returned = match self.settle(confirmed) {
+                        Ok(returned) => returned,
+                        Err(error) => return Ended::Broken(error),
+                    };
+                    if returned && redeclared.elapsed() >= REDECLARE {
+                        redeclared = Instant::now();
+                        declared = 0;
+                    }
+                }
+                () = self.lane.changed.notified(), if has_room => {}
+            }
+        }
+    }
+
+    /// Ends the calls of confirmed messages; says whether any was returned. An error says that the channel is gone.
+    fn settle(
+        &mut self,
+        confirmed: Vec<(u64, lapin::Result<Confirmation>)>,
+    ) -> lapin::Result<bool> {
+        let mut ended = Vec::with_capacity(confirmed.len());
+        let mut broken = None;
+        let mut any_returned = false;
+        // Returned messages first: the client library hands each to some confirm, not to its own.
+        for (number, result) in confirmed {
+            match result {
+                Ok(confirmation) => {
+                    ended.push((number, confirmation.is_nack()));
+                    if let Some(returned) = confirmation.take_message()
+                        && let Some(item) = self.window.take_returned(&returned)
+                    {
+                        any_returned = true;
+                        let text = &returned.reply_text;
+                        let what = format!("no queue takes it: {text}");
+                        self.finish(item, Err(StoreError::Unavailable(what)));
+                    }
+                }
+                Err(error) => broken = Some(error),
+            }
+        }
+        ended.sort_unstable();
+        for (number, is_nack) in ended {
+            let Some(item) = self.window.take(number) else {
+                continue;
+            };
+            let result = if is_nack {
+                Err(StoreError::Full(format!(
+                    "a queue that takes {} is at its limit",
+                    item.publishing.routing_key
+                )))
+            } else {
+                Ok(())
+            };
+            self.finish(item, result);
+        }
+        broken.map_or(Ok(any_returned), Err)
+    }
+}
+
+/// Everything that is ready now.
+async fn gather(
+    confirms: &mut FuturesUnordered<Confirm>,
+    confirmed: &mut Vec<(u64, lapin::Result<Confirmation>)>,
+) {
+    while let Some(Some(next)) = confirms.next().now_or_never() {
+        confirmed.push(next);
+    }
+}
+
+/// Returns when the confirms that the client library is in the middle of resolving are resolved.
+///
+/// The broker sends a returned message before its confirm, and the library hands it to the next confirm that it resolves,
+/// whichever that is: with one confirm of many messages in no order at all. While it resolves them it holds the lock that is taken
+/// here. So after this every returned message whose own confirm was seen before is in a confirm that is ready.
+fn pass_behind_confirms(channel: &Channel) {
+    // Taken when it is first polled; what it would then wait for is of no interest.
+    let _ = channel.wait_for_confirms().now_or_never();
+}
+
+async fn poll_once(
+    confirm: &mut Confirm,
+) -> Poll<(u64, lapin::Result<Confirmation>)> {
+    poll_fn(|cx| Poll::Ready(Pin::new(&mut *confirm).poll(cx))).await
+}
+
+fn publish(
+    channel: &Channel,
+    publishing: &Publishing,
+) -> impl Future<Output = lapin::Result<Confirmation>> + Send + 'static {
+    let channel = channel.clone();
+    let options = BasicPublishOptions {
+        mandatory: publishing.mandatory,
+        immediate: false,
+    };
+    let mode = if publishing.persistent { 2 } else { 1 };
+    let properties = publishing
+        .properties
+        .clone()
+        .with_message_id(publishing.id.as_str().into())
+        .with_delivery_mode(mode);
+    let exchange = publishing.exchange.clone();
+    let routing_key = publishing.routing_key.clone();
+    let body = publishing.body.clone();
+    async move {
+        let published = channel.basic_publish(exchange, routing_key, options, &body, properties);
+        let confirm = published.await?;
+        // A channel that somebody holds stays open: the confirm is all that is needed from here.
+        drop(channel);
+        confirm.await
+    }
+}
+
+/// Whether the broker closed the channel or the connection for what was published on it.
+fn is_about_a_message(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else {
+        return false;
+    };
+    match error.kind() {
+        AMQPErrorKind::Soft(_) => true,
+        AMQPErrorKind::Hard(kind) => !matches!(
+            kind,
+            AMQPHardError::CONNECTIONFORCED
+                | AMQPHardError::INTERNALERROR
+                | AMQPHardError::RESOURCEERROR
+                | AMQPHardError::CHANNELERROR
+        ),
+    }
+}
