@@ -34,7 +34,7 @@ pub mod message;
 pub mod nodes;
 pub mod pubsub;
 pub mod rabbit;
-pub mod record;
+mod record;
 pub mod routes;
 pub mod sessions;
 pub mod shards;
