@@ -4,7 +4,8 @@
 //! this order: [`gateway`] (the process), [`api`] (a backend that calls it), [`wire`] and [`device`]
 //! (an MQTT client on a bare socket that does exactly what a test says), [`authority`] and
 //! [`websocket`] (what a socket may be wrapped in), [`backend`] (a server that
-//! the gateway calls), [`others`] (programs that others wrote), [`disk`], [`waiting`], [`random`].
+//! the gateway calls), [`others`] (programs that others wrote),
+//! [`servers`] (Redis, RabbitMQ, a network that can be cut), [`disk`], [`waiting`], [`random`].
 //!
 //! | variable | meaning |
 //! |---|---|
@@ -25,6 +26,7 @@ pub mod disk;
 pub mod gateway;
 pub mod others;
 pub mod random;
+pub mod servers;
 pub mod waiting;
 pub mod websocket;
 pub mod wire;

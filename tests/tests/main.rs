@@ -22,6 +22,7 @@ mod operations;
 mod proxy;
 mod pubsub;
 mod push;
+mod servers;
 mod sessions;
 mod shared;
 mod shared_faults;
