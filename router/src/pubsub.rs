@@ -1,5 +1,8 @@
 //! The seam of pub/sub between nodes. On one machine there is none: the one node knows every subscription.
 
+pub mod bindings;
+pub mod routing_key;
+
 use futures_util::future::BoxFuture;
 use moorline_mqtt::Publish;
 
