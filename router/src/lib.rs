@@ -35,6 +35,7 @@ pub mod nodes;
 pub mod pubsub;
 pub mod rabbit;
 mod record;
+pub mod redis;
 pub mod routes;
 pub mod sessions;
 pub mod shards;

@@ -1,0 +1,84 @@
+//! The link to Redis, as the backends of the seams use it.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use redis::Value;
+
+use super::config::Config;
+use super::flight::{Servers, Way};
+use super::lanes::Lanes;
+use super::port::Timeouts;
+use super::script::Call;
+use super::topology::Topology;
+use crate::{Fence, StoreError};
+
+/// Every call to Redis goes through here.
+///
+/// An answer `Unavailable` to a write does not say that it was not done.
+pub(crate) struct Link {
+    servers: Arc<Servers>,
+    lanes: Lanes,
+}
+
+impl Link {
+    /// Does not wait for a connection: the first call does.
+    pub(super) fn start(config: &Config) -> Result<Self, String> {
+        config.validate()?;
+        let servers = Arc::new(Servers {
+            topology: Topology::new(config)?,
+            timeouts: Timeouts {
+                connect: config.connect_timeout,
+                response: config.response_timeout,
+            },
+            wait_replicas: config.wait_replicas,
+            wait_timeout: config.wait_timeout,
+        });
+        Ok(Self {
+            lanes: Lanes::start(&servers),
+            servers,
+        })
+    }
+
+    /// A write. It takes its place behind every earlier one of the same `name` when this is called, and is made whether the
+    /// future is polled or not; that one resolves when the write is durable.
+    pub(crate) fn submit(
+        &self,
+        name: &str,
+        call: Call,
+    ) -> BoxFuture<'static, Result<Value, StoreError>> {
+        self.lanes.submit(name, call, None)
+    }
+
+    /// As [`Self::submit`], refused once another call behind the same fence was.
+    pub(crate) fn submit_behind(
+        &self,
+        fence: Option<&Fence>,
+        name: &str,
+        call: Call,
+    ) -> BoxFuture<'static, Result<Value, StoreError>> {
+        self.lanes.submit(name, call, fence)
+    }
+
+    /// As [`Self::submit`] without anybody waiting for it.
+    pub(crate) fn note(&self, name: &str, call: Call) {
+        if let Err(error) = self.lanes.push(name, call, None, None) {
+            tracing::debug!(%error, "a note to redis is lost");
+        }
+    }
+
+    /// A read, beside all writes: it sees what was answered before it was called.
+    pub(crate) async fn read(&self, call: Call) -> Result<Value, StoreError> {
+        self.read_all(vec![call]).await.remove(0)
+    }
+
+    /// Several reads at once; answers are in the order of `calls`.
+    pub(crate) async fn read_all(&self, calls: Vec<Call>) -> Vec<Result<Value, StoreError>> {
+        let mut answers = Vec::with_capacity(calls.len());
+        // A pipeline that is not too long for others to wait behind.
+        for part in calls.chunks(512) {
+            answers.extend(Box::pin(self.servers.fly(Way::Read, part)).await);
+        }
+        answers
+    }
+}
