@@ -215,6 +215,7 @@ impl Servers {
         if is("NOSCRIPT") {
             // Somebody emptied the server's scripts.
             let mut load = redis::pipe();
+            load.cmd("PING");
             for script in scripts() {
                 load.add_command(script.load());
             }

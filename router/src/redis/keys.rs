@@ -3,6 +3,9 @@
 //! Everything about one client has its id as hash tag: `{prefix}1:{client}:kind`, so that a Redis Cluster keeps it on one
 //! server and one script can change it at once. What is found by other ways than the client's id hangs on shards:
 //! `{prefix}1:shard:{s07}:kind`. Programs of different layout versions would not see each other's keys.
+//!
+//! The client's `route` is a hash. `last` is the newest epoch that the client was ever given: what an older connection wants
+//! to write is refused by it. `node`, `epoch` and `at` (Unix milliseconds) are there while the client is connected.
 
 use std::fmt::Write as _;
 
@@ -61,14 +64,10 @@ fn push_escaped(key: &mut String, name: &str) {
     }
 }
 
-/// The shard of a client: FNV-1a over its id. Part of the layout.
+/// The shard of a client: CRC-32 over its id. Part of the layout.
 pub(crate) fn shard_of(client: &ClientId) -> u16 {
-    let mut hash: u64 = 0xCBF2_9CE4_8422_2325;
-    for byte in client.as_str().bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
-    }
-    // The upper half is mixed better.
-    u16::try_from((hash >> 32) % u64::from(SHARDS)).expect("below the number of shards")
+    let hash = crate::record::crc32(&[client.as_str().as_bytes()]);
+    u16::try_from(hash % u32::from(SHARDS)).expect("below the number of shards")
 }
 
 #[cfg(test)]
@@ -119,6 +118,9 @@ mod tests {
             counts.iter().all(|count| (800..1_200).contains(count)),
             "{counts:?}"
         );
-        assert_eq!(shard_of(&client("car-7")), shard_of(&client("car-7")));
+        assert_eq!(
+            shard_of(&client("123456789")),
+            (0xCBF4_3926_u32 % 16) as u16
+        );
     }
 }

@@ -18,9 +18,13 @@ mod flight;
 mod keys;
 mod lanes;
 mod link;
+#[cfg(test)]
+mod link_tests;
 mod port;
 mod reply;
 mod script;
+#[cfg(test)]
+mod testing;
 mod topology;
 
 use std::sync::Arc;

@@ -204,6 +204,7 @@ impl Port {
         let identity = introduce(&mut connection).await?;
         let earlier = self.state.lock().newest.clone();
         let mut first = redis::pipe();
+        first.cmd("PING");
         for script in scripts() {
             first.add_command(script.load());
         }
