@@ -1,17 +1,22 @@
-//! The gateway as a process: started as a user starts it, on free ports, killed and started again.
+//! The gateway: started as a user starts it, on free ports, killed and started again. One process over the embedded
+//! store, or, with `MOORLINE_TEST_FIXTURE=cluster`, several over Redis and RabbitMQ.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::Api;
+use crate::cluster::{self, Stores};
+use crate::role::{Log, Role};
+use crate::servers::process::bound_to_this_program;
 use crate::waiting::SOON;
 
 /// The key that the tests' gateways know.
@@ -102,22 +107,23 @@ impl Ended {
     }
 }
 
-type Log = Arc<Mutex<Vec<String>>>;
-
 /// A running gateway. Dropping it kills it, and fails the test when it logged an unexpected ERROR.
 #[derive(Debug)]
 pub struct Gateway {
-    child: Option<Child>,
+    /// One process, or those of a cluster, access nodes first; none when it was stopped.
+    roles: Vec<Role>,
+    /// What the processes of a cluster share.
+    stores: Option<Stores>,
     options: Options,
     log: Log,
     work: TempDir,
-    /// Where MQTT listens.
-    pub mqtt: SocketAddr,
-    /// Where MQTT over WebSocket listens.
-    pub ws: SocketAddr,
+    mqtt: Vec<SocketAddr>,
+    ws: Vec<SocketAddr>,
+    /// Counts who asked for an address, so that devices spread over the nodes.
+    asked: AtomicUsize,
     /// Where the HTTP API listens.
     pub http: SocketAddr,
-    /// The `[[listeners]]`, in their order.
+    /// The `[[listeners]]`, in their order; in a cluster those of the first node.
     pub further: Vec<SocketAddr>,
 }
 
@@ -160,20 +166,24 @@ impl Gateway {
     /// # Panics
     /// When it does not become ready.
     pub async fn start_with(options: Options) -> Self {
+        let stores = match cluster::wanted() {
+            true => Some(Stores::shared().await),
+            false => None,
+        };
         let work = tempfile::Builder::new()
             .prefix("moorline-test-")
             .tempdir()
             .expect("a temporary directory can be made");
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let log = Log::default();
         let mut gateway = Self {
-            child: None,
+            roles: Vec::new(),
+            stores,
             options,
-            log,
+            log: Log::default(),
             work,
-            mqtt: nowhere,
-            ws: nowhere,
-            http: nowhere,
+            mqtt: Vec::new(),
+            ws: Vec::new(),
+            asked: AtomicUsize::new(0),
+            http: SocketAddr::from(([127, 0, 0, 1], 0)),
             further: Vec::new(),
         };
         gateway.launch();
@@ -203,51 +213,51 @@ impl Gateway {
     }
 
     fn launch(&mut self) {
-        let mut child = command(&self.options, self.work.path())
-            .spawn()
-            .expect("the binary can be started");
-        let stdout = child.stdout.take().expect("stdout is piped");
-        let stderr = child.stderr.take().expect("stderr is piped");
-        let lines = follow(stdout, Arc::clone(&self.log), "out");
-        drop(follow(stderr, Arc::clone(&self.log), "log"));
-        self.child = Some(child);
-        self.further.clear();
-        let (mut has_mqtt, mut has_ws) = (false, false);
-        let deadline = Instant::now() + SOON;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = match lines.recv_timeout(left) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => panic!("the gateway was not ready in {SOON:?}"),
-                Err(RecvTimeoutError::Disconnected) => {
-                    panic!("the gateway ended before it was ready")
-                }
-            };
-            if line == "ready" {
-                break;
+        self.roles = match &self.stores {
+            None => {
+                let command = command(&self.options, self.work.path());
+                vec![Role::launch("", command, &self.log)]
             }
-            if let Some((kind, address)) = line
-                .strip_prefix("listening ")
-                .and_then(|rest| rest.split_once(' '))
-            {
-                let address = address.parse().expect("a listener has an address");
-                match kind {
-                    // The first ones are those of `[listen]`, which no test with others turns off.
-                    "mqtt" if !has_mqtt => (self.mqtt, has_mqtt) = (address, true),
-                    "ws" if !has_ws => (self.ws, has_ws) = (address, true),
-                    "mqtt" | "mqtts" | "ws" | "wss" => self.further.push(address),
-                    "http" => self.http = address,
-                    other => panic!("unknown listener {other}"),
-                }
-            }
-        }
-        for (what, address) in [("mqtt", self.mqtt), ("ws", self.ws), ("http", self.http)] {
-            assert_ne!(
-                address.port(),
-                0,
+            Some(stores) => cluster::launch(&self.options, stores, self.work.path(), &self.log),
+        };
+        let all = |kind: &str| -> Vec<SocketAddr> {
+            self.roles
+                .iter()
+                .filter_map(|role| role.listener(kind))
+                .collect()
+        };
+        // The first ones are those of `[listen]`, which no test with others turns off.
+        let (mqtt, ws, http) = (all("mqtt"), all("ws"), all("http"));
+        for (what, addresses) in [("mqtt", &mqtt), ("ws", &ws), ("http", &http)] {
+            assert!(
+                !addresses.is_empty(),
                 "no `listening {what}` line before `ready`"
             );
         }
+        (self.mqtt, self.ws, self.http) = (mqtt, ws, http[0]);
+        let (mut seen_mqtt, mut seen_ws) = (false, false);
+        self.further = self.roles[0]
+            .listeners
+            .iter()
+            .filter(|(kind, _)| match kind.as_str() {
+                "mqtt" => std::mem::replace(&mut seen_mqtt, true),
+                "ws" => std::mem::replace(&mut seen_ws, true),
+                kind => matches!(kind, "mqtts" | "wss"),
+            })
+            .map(|(_, address)| *address)
+            .collect();
+    }
+
+    /// Where MQTT listens; in a cluster another node each time.
+    pub fn mqtt(&self) -> SocketAddr {
+        let turn = self.asked.fetch_add(1, Ordering::Relaxed);
+        self.mqtt[turn % self.mqtt.len()]
+    }
+
+    /// Where MQTT over WebSocket listens; in a cluster another node each time.
+    pub fn ws(&self) -> SocketAddr {
+        let turn = self.asked.fetch_add(1, Ordering::Relaxed);
+        self.ws[turn % self.ws.len()]
     }
 
     /// The HTTP API with the key of the tests.
@@ -255,63 +265,52 @@ impl Gateway {
         Api::new(self.http, Some(API_KEY))
     }
 
-    fn child(&mut self) -> &mut Child {
-        self.child.as_mut().expect("the gateway runs")
-    }
-
-    /// The process id.
+    /// The process id; in a cluster that of the first access node.
     ///
     /// # Panics
     /// When it was stopped.
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("the gateway runs").id()
+        self.roles.first().expect("the gateway runs").pid()
     }
 
-    /// Ends the process as a power cut would, as far as it can see.
+    /// Ends every process as a power cut would, as far as they can see.
     ///
     /// # Panics
-    /// When it had ended by itself.
+    /// When one had ended by itself.
     pub fn kill9(&mut self) {
-        let status = self.child().try_wait().expect("a child can be asked");
-        assert!(
-            status.is_none(),
-            "the gateway had ended by itself: {status:?}"
-        );
-        self.child().kill().expect("a running child can be killed");
-        self.child().wait().expect("a killed child ends");
-        self.child = None;
-    }
-
-    /// Asks the process to stop; does not wait.
-    ///
-    /// # Panics
-    /// When it does not run.
-    pub fn send_sigterm(&self) {
-        let pid = Pid::from_raw(self.pid().cast_signed()).expect("a process id is not zero");
-        kill_process(pid, Signal::TERM).expect("a running child takes signals");
-    }
-
-    /// Waits for the end of the process.
-    ///
-    /// # Panics
-    /// When it does not end in time.
-    pub async fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + 2 * SOON;
-        loop {
-            if let Some(status) = self.child().try_wait().expect("a child can be asked") {
-                self.child = None;
-                return status;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "the gateway did not end within {:?}",
-                2 * SOON
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(!self.roles.is_empty(), "the gateway runs");
+        for role in self.roles.drain(..) {
+            role.kill9();
         }
     }
 
-    /// Stops the process with SIGTERM and asserts a clean end.
+    /// Asks every process to stop; does not wait.
+    ///
+    /// # Panics
+    /// When one does not run.
+    pub fn send_sigterm(&self) {
+        assert!(!self.roles.is_empty(), "the gateway runs");
+        for role in &self.roles {
+            role.signal(Signal::TERM);
+        }
+    }
+
+    /// Waits for the end of every process; the first status that is not a clean one.
+    ///
+    /// # Panics
+    /// When one does not end in time.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let mut all = None;
+        for mut role in self.roles.drain(..) {
+            let status = role.wait(2 * SOON).await;
+            if all.is_none_or(|before: ExitStatus| before.success()) {
+                all = Some(status);
+            }
+        }
+        all.expect("the gateway runs")
+    }
+
+    /// Stops every process with SIGTERM and asserts a clean end.
     ///
     /// # Panics
     /// When it ends with another code than 0.
@@ -326,7 +325,7 @@ impl Gateway {
     /// # Panics
     /// When it still runs.
     pub async fn restart(&mut self) {
-        assert!(self.child.is_none(), "stop it first");
+        assert!(self.roles.is_empty(), "stop it first");
         self.launch();
     }
 
@@ -335,7 +334,7 @@ impl Gateway {
     /// # Panics
     /// When it still runs.
     pub async fn restart_with(&mut self, mut options: Options) {
-        assert!(self.child.is_none(), "stop it first");
+        assert!(self.roles.is_empty(), "stop it first");
         options.data_dir = Some(self.data_dir());
         self.options = options;
         self.launch();
@@ -346,23 +345,12 @@ impl Gateway {
         self.sigterm().await;
     }
 
-    /// Resident memory in bytes.
+    /// Resident memory in bytes, of all processes.
     ///
     /// # Panics
-    /// When the process does not run.
+    /// When one does not run.
     pub fn rss_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
-            .expect("a running process has a status");
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .expect("it has an RSS");
-        let kilobytes: u64 = line
-            .split_whitespace()
-            .nth(1)
-            .and_then(|number| number.parse().ok())
-            .expect("VmRSS is a number of kB");
-        kilobytes * 1024
+        self.roles.iter().map(Role::rss_bytes).sum()
     }
 
     /// What was printed and logged since the first start.
@@ -391,11 +379,8 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         let mut died = None;
-        if let Some(child) = &mut self.child {
-            died = child.try_wait().ok().flatten();
-            // Nothing more can be done about a child that cannot be killed.
-            _ = child.kill();
-            _ = child.wait();
+        for mut role in self.roles.drain(..) {
+            died = died.or(role.ended());
         }
         if std::thread::panicking() {
             let log = self.log();
@@ -412,7 +397,8 @@ impl Drop for Gateway {
     }
 }
 
-fn is_error(line: &str) -> bool {
+/// Whether a line of a log says that something is wrong.
+pub fn is_error(line: &str) -> bool {
     line.contains("ERROR") || line.contains("panicked at")
 }
 
@@ -425,14 +411,7 @@ fn data_dir(options: &Options, work: &Path) -> PathBuf {
 
 /// The command line of a gateway; every listener that `options` does not place gets a free port.
 fn command(options: &Options, work: &Path) -> Command {
-    let mut command = Command::new(binary());
-    command.current_dir(work);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("MOORLINE_") {
-            command.env_remove(name);
-        }
-    }
-    command.env("MOORLINE_API_KEY", API_KEY);
+    let mut command = clean_command(work);
     for flag in ["--mqtt-listen", "--ws-listen", "--http-listen"] {
         let variable = format!("MOORLINE_{}", flag[2..].to_uppercase().replace('-', "_"));
         let placed = options.args.iter().any(|argument| argument == flag)
@@ -458,20 +437,19 @@ fn command(options: &Options, work: &Path) -> Command {
     command
 }
 
-/// Copies lines into the log and, as long as somebody listens, to the caller.
-fn follow(source: impl Read + Send + 'static, log: Log, name: &'static str) -> Receiver<String> {
-    let (sender, receiver) = sync_channel(1000);
-    std::thread::spawn(move || {
-        for line in BufReader::new(source).lines() {
-            let Ok(line) = line else { return };
-            log.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(format!("{name}: {line}"));
-            // Nobody listens after `ready`.
-            _ = sender.try_send(line);
+/// The binary with the API key of the tests and nothing else of ours in its environment. It is killed when the test
+/// program ends.
+pub fn clean_command(work: &Path) -> Command {
+    let binary = binary();
+    let mut command = bound_to_this_program(&binary.to_string_lossy());
+    command.current_dir(work);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MOORLINE_") {
+            command.env_remove(name);
         }
-    });
-    receiver
+    }
+    command.env("MOORLINE_API_KEY", API_KEY);
+    command
 }
 
 /// Waits until `child` has ended.

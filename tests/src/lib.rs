@@ -21,11 +21,13 @@
 pub mod api;
 pub mod authority;
 pub mod backend;
+pub mod cluster;
 pub mod device;
 pub mod disk;
 pub mod gateway;
 pub mod others;
 pub mod random;
+pub mod role;
 pub mod servers;
 pub mod waiting;
 pub mod websocket;

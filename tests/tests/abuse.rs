@@ -49,7 +49,7 @@ impl Watched {
 impl Attacked {
     async fn start(config: &str) -> Self {
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let mut device = Device::clean(gateway.mqtt, V5, "watched").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "watched").await;
         assert_eq!(device.subscribe("watched", 1).await, 1);
         let mut watched = Watched { device, asked: 0 };
         // Whatever the first messages of a process need is not the attack's.
@@ -66,7 +66,7 @@ impl Attacked {
     /// The attack is over: an ordinary client works and memory is back near where it was.
     async fn recovers(mut self) {
         self.watched.is_served().await;
-        let mut sender = Device::clean(self.gateway.mqtt, V3, "ordinary").await;
+        let mut sender = Device::clean(self.gateway.mqtt(), V3, "ordinary").await;
         let publish = Publish::new("watched", 1, "ordinary");
         assert_eq!(sender.publish(publish).await, 0);
         assert_eq!(self.watched.device.take().await.text(), "ordinary");
@@ -106,7 +106,7 @@ const UPGRADE: &str = "GET /mqtt HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nU
 
 /// A WebSocket connection without anything in it yet.
 async fn websocket(gateway: &Gateway) -> TcpStream {
-    let mut stream = TcpStream::connect(gateway.ws).await.unwrap();
+    let mut stream = TcpStream::connect(gateway.ws()).await.unwrap();
     stream.write_all(UPGRADE.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -152,9 +152,9 @@ fn handshakes_a_byte_at_a_time_end_with_the_deadline() {
         let mut attacked = Attacked::start("[mqtt]\nhandshake_timeout = \"2s\"\n").await;
         let connect = wire::connect(&Connect::new(V5, &"x".repeat(2_000)));
         let mut slow = JoinSet::new();
-        for address in [attacked.gateway.mqtt, attacked.gateway.ws] {
+        for address in [attacked.gateway.mqtt(), attacked.gateway.ws()] {
             for _ in 0..100 {
-                let bytes = match address == attacked.gateway.ws {
+                let bytes = match address == attacked.gateway.ws() {
                     true => format!("{UPGRADE}{}", "x".repeat(2_000)).into_bytes(),
                     false => connect.clone(),
                 };
@@ -187,8 +187,8 @@ fn two_thousand_connections_opened_and_dropped_leave_nothing() {
         let connect = wire::connect(&Connect::new(V5, "dropped"));
         for number in 0..2_000 {
             let address = match number % 4 {
-                3 => attacked.gateway.ws,
-                _ => attacked.gateway.mqtt,
+                3 => attacked.gateway.ws(),
+                _ => attacked.gateway.mqtt(),
             };
             let mut stream = TcpStream::connect(address).await.unwrap();
             match number % 3 {
@@ -220,7 +220,7 @@ fn an_upgrade_that_never_ends_is_refused_or_given_up() {
     run(async {
         let mut attacked = Attacked::start("[mqtt]\nhandshake_timeout = \"2s\"\n").await;
         for _ in 0..50 {
-            let mut endless = TcpStream::connect(attacked.gateway.ws).await.unwrap();
+            let mut endless = TcpStream::connect(attacked.gateway.ws()).await.unwrap();
             _ = endless.write_all(b"GET /mqtt HTTP/1.1\r\n").await;
             let header = format!("X: {}\r\n", "x".repeat(500));
             let sent = pour(&mut endless, header.as_bytes(), 64 << 20).await;
@@ -228,7 +228,7 @@ fn an_upgrade_that_never_ends_is_refused_or_given_up() {
         }
         let mut silent = Vec::new();
         for _ in 0..50 {
-            let mut stream = TcpStream::connect(attacked.gateway.ws).await.unwrap();
+            let mut stream = TcpStream::connect(attacked.gateway.ws()).await.unwrap();
             stream.write_all(&UPGRADE.as_bytes()[..60]).await.unwrap();
             silent.push(stream);
         }
@@ -301,7 +301,7 @@ fn a_flood_on_one_connection_leaves_another_its_pace() {
     run(async {
         let mut attacked = Attacked::start("").await;
         for qos in [0, 1] {
-            let mut flooder = TcpStream::connect(attacked.gateway.mqtt).await.unwrap();
+            let mut flooder = TcpStream::connect(attacked.gateway.mqtt()).await.unwrap();
             let hello = wire::connect(&Connect::new(V3, "flooder"));
             flooder.write_all(&hello).await.unwrap();
             let mut publish = Publish::new("flood/x", qos, vec![b'x'; 200]);
@@ -333,7 +333,7 @@ fn a_flood_on_one_connection_leaves_another_its_pace() {
 fn subscribe_packets_with_too_many_filters_stop_nobody_and_leave_nothing() {
     run(async {
         let mut attacked = Attacked::start("").await;
-        let mut device = Device::clean(attacked.gateway.mqtt, V5, "subscriber").await;
+        let mut device = Device::clean(attacked.gateway.mqtt(), V5, "subscriber").await;
         let names: Vec<String> = (0..60_000).map(|number| format!("f/{number}/+")).collect();
         let filters: Vec<(&str, u8)> = names.iter().map(|name| (name.as_str(), 0)).collect();
         for _ in 0..5 {
@@ -372,7 +372,7 @@ fn answers_that_nobody_reads_stop_the_reading_and_not_the_gateway() {
         let names: Vec<String> = (0..500).map(|number| format!("f/{number}")).collect();
         let filters: Vec<(&str, u8)> = names.iter().map(|name| (name.as_str(), 0)).collect();
         let flood = wire::subscribe(V3, 1, &Vec::new(), &filters).repeat(20);
-        let mut deaf = TcpStream::connect(attacked.gateway.mqtt).await.unwrap();
+        let mut deaf = TcpStream::connect(attacked.gateway.mqtt()).await.unwrap();
         let hello = wire::connect(&Connect::new(V3, "deaf"));
         deaf.write_all(&hello).await.unwrap();
         // 11 bytes of SUBSCRIBE bring one of SUBACK.
@@ -399,7 +399,7 @@ fn retained_messages_stop_at_their_limit() {
     run(async {
         let config = "[mqtt]\nretained_messages_max = 100\nretained_bytes_max = 1000000\n";
         let mut attacked = Attacked::start(config).await;
-        let mut flooder = Device::clean(attacked.gateway.mqtt, V5, "flooder").await;
+        let mut flooder = Device::clean(attacked.gateway.mqtt(), V5, "flooder").await;
         for number in 0..2_000 {
             let topic = format!("kept/{number}");
             flooder
@@ -413,7 +413,7 @@ fn retained_messages_stop_at_their_limit() {
         }
         flooder.ping().await;
         attacked.watched.is_served().await;
-        let mut reader = Device::clean(attacked.gateway.mqtt, V5, "reader").await;
+        let mut reader = Device::clean(attacked.gateway.mqtt(), V5, "reader").await;
         reader.subscribe("#", 0).await;
         let mut found = 0;
         reader.send(&PINGREQ).await.unwrap();
@@ -433,7 +433,7 @@ fn retained_messages_stop_at_their_limit() {
 fn a_flood_of_wills_arrives_and_leaves_nothing() {
     run(async {
         let mut attacked = Attacked::start("").await;
-        let mut reader = Device::clean(attacked.gateway.mqtt, V5, "reader").await;
+        let mut reader = Device::clean(attacked.gateway.mqtt(), V5, "reader").await;
         reader.subscribe("wills/#", 1).await;
         for round in 0..5 {
             let mut dying = Vec::new();
@@ -445,7 +445,7 @@ fn a_flood_of_wills_arrives_and_leaves_nothing() {
                     ..Will::default()
                 };
                 let connect = Connect::new(V5, &format!("dying-{number}")).with_will(will);
-                dying.push(Device::connect(attacked.gateway.mqtt, connect).await);
+                dying.push(Device::connect(attacked.gateway.mqtt(), connect).await);
             }
             drop(dying);
             for _ in 0..100 {
@@ -462,7 +462,7 @@ fn qos_2_identifiers_that_are_never_released_are_bounded() {
     run(async {
         let mut attacked = Attacked::start("").await;
         for version in [V3, V5] {
-            let mut device = Device::clean(attacked.gateway.mqtt, version, "hoarder").await;
+            let mut device = Device::clean(attacked.gateway.mqtt(), version, "hoarder").await;
             let mut flood = Vec::new();
             for packet_id in 1..=u16::MAX {
                 let mut publish = Publish::new("hoard", 2, "x");

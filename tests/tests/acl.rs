@@ -29,7 +29,7 @@ fn a_device_has_its_own_topics_and_upstream_and_nothing_else() {
     run(async {
         let (gateway, _folder) = with_users("").await;
         for version in VERSIONS {
-            let mut device = Device::connect(gateway.mqtt, ann(version, "car-7")).await;
+            let mut device = Device::connect(gateway.mqtt(), ann(version, "car-7")).await;
             for own in ["d/car-7/#", "d/car-7/push", "$share/g/d/car-7/x"] {
                 assert!(
                     device.subscribe(own, 1).await <= 1 || own.starts_with("$share"),
@@ -73,8 +73,8 @@ fn a_denied_publish_is_told_or_dropped_and_never_obeyed() {
     run(async {
         let (gateway, _folder) = with_users("").await;
         let before = denied(&gateway, "publish").await;
-        let mut v5 = Device::connect(gateway.mqtt, ann(V5, "v5")).await;
-        let mut v3 = Device::connect(gateway.mqtt, ann(V3, "v3")).await;
+        let mut v5 = Device::connect(gateway.mqtt(), ann(V5, "v5")).await;
+        let mut v3 = Device::connect(gateway.mqtt(), ann(V3, "v3")).await;
         for topic in ["d/car-8/push", "news", "d"] {
             for qos in [1, 2] {
                 assert_eq!(
@@ -93,7 +93,7 @@ fn a_denied_publish_is_told_or_dropped_and_never_obeyed() {
         }
         assert_eq!(denied(&gateway, "publish").await - before, 18.0);
         assert_eq!(waiting(&gateway.api(), "car-8").await, 0);
-        let mut other = Device::connect(gateway.mqtt, bob(V5, "car-8")).await;
+        let mut other = Device::connect(gateway.mqtt(), bob(V5, "car-8")).await;
         other.has_nothing().await;
         // What is allowed still goes through on the same connections.
         assert!(v5.publish(Publish::new("up/x", 1, "x")).await < 0x80);
@@ -107,7 +107,7 @@ fn pushes_reach_a_device_whatever_the_rules_say() {
         let config = "[[acl.rules]]\npermission = \"deny\"\ntopics = [\"#\"]\n";
         let (gateway, _folder) = with_users(config).await;
         for version in VERSIONS {
-            let mut device = Device::connect(gateway.mqtt, ann(version, "car-7")).await;
+            let mut device = Device::connect(gateway.mqtt(), ann(version, "car-7")).await;
             assert_eq!(
                 device.subscribe("d/car-7/#", 0).await,
                 denied_subscribe(version)
@@ -159,12 +159,12 @@ topics = ["d/+/push"]
 users = ["bob"]
 "##;
         let (gateway, _folder) = with_users(config).await;
-        let mut car = Device::connect(gateway.mqtt, ann(V5, "car-7")).await;
+        let mut car = Device::connect(gateway.mqtt(), ann(V5, "car-7")).await;
         assert_eq!(car.subscribe("news/#", 1).await, 1);
         assert_eq!(car.subscribe("rooms/ann/car-7", 1).await, 1);
         assert_eq!(car.subscribe("rooms/bob/car-7", 1).await, 0x87);
         assert_eq!(car.subscribe("rooms/+/car-7", 1).await, 0x87);
-        let mut console = Device::connect(gateway.mqtt, bob(V5, "console")).await;
+        let mut console = Device::connect(gateway.mqtt(), bob(V5, "console")).await;
         for (topic, qos) in [("news/local", 1), ("d/car-7/push", 1)] {
             let code = console.publish(Publish::new(topic, qos, topic)).await;
             assert!(code < 0x80, "{topic}: {code:#x}");
@@ -188,7 +188,7 @@ fn allowing_the_rest_leaves_other_devices_alone() {
     run(async {
         let (gateway, _folder) = with_users("[acl]\ndefault = \"allow\"\n").await;
         for version in VERSIONS {
-            let mut device = Device::connect(gateway.mqtt, ann(version, "car-7")).await;
+            let mut device = Device::connect(gateway.mqtt(), ann(version, "car-7")).await;
             assert_eq!(device.subscribe("news/#", 1).await, 1);
             for others in ["#", "+/car-8/push", "d/car-8/push"] {
                 assert_eq!(device.subscribe(others, 1).await, denied_subscribe(version));
@@ -218,13 +218,13 @@ topics = ["weather"]
         let (gateway, _folder) = with_users(config).await;
         for version in VERSIONS {
             let id = format!("car-{version}");
-            let mut device = Device::connect(gateway.mqtt, bob(version, &id).persistent()).await;
+            let mut device = Device::connect(gateway.mqtt(), bob(version, &id).persistent()).await;
             assert_eq!(device.subscribe("news/+", 1).await, 1);
             assert_eq!(device.subscribe("weather", 1).await, 1);
             device.disconnect().await;
-            let mut device = Device::connect(gateway.mqtt, ann(version, &id).persistent()).await;
+            let mut device = Device::connect(gateway.mqtt(), ann(version, &id).persistent()).await;
             assert!(device.session_present);
-            let mut sender = Device::connect(gateway.mqtt, bob(V5, "sender")).await;
+            let mut sender = Device::connect(gateway.mqtt(), bob(V5, "sender")).await;
             for topic in ["news/x", "weather"] {
                 assert!(sender.publish(Publish::new(topic, 1, topic)).await < 0x80);
             }
@@ -232,7 +232,7 @@ topics = ["weather"]
             device.has_nothing().await;
             device.disconnect().await;
             // And not only on this connection: it is gone from the stored session.
-            let device = Device::connect(gateway.mqtt, bob(version, &id).persistent()).await;
+            let device = Device::connect(gateway.mqtt(), bob(version, &id).persistent()).await;
             assert!(device.session_present);
             eventually(SOON, "one subscription is left", || async {
                 let body = gateway.api().get(&format!("/v1/clients/{id}")).await.json();
@@ -259,17 +259,17 @@ topics = ["news/#"]
 users = ["bob"]
 "#;
         let (gateway, _folder) = with_users(config).await;
-        let mut sender = Device::connect(gateway.mqtt, bob(V5, "sender")).await;
+        let mut sender = Device::connect(gateway.mqtt(), bob(V5, "sender")).await;
         for number in 0..RETAINED {
             let news = Publish::new(&format!("news/{number}"), 1, "kept").retained();
             assert!(sender.publish(news).await < 0x80);
         }
         let one_at_a_time = bob(V5, "car").persistent().with(0x21, Value::Two(1));
-        let mut device = Device::connect(gateway.mqtt, one_at_a_time).await;
+        let mut device = Device::connect(gateway.mqtt(), one_at_a_time).await;
         assert_eq!(device.subscribe("news/#", 1).await, 1);
         device.next_publish().await;
         drop(device);
-        let mut device = Device::connect(gateway.mqtt, ann(V5, "car").persistent()).await;
+        let mut device = Device::connect(gateway.mqtt(), ann(V5, "car").persistent()).await;
         assert!(device.session_present);
         // What was handed over before is the session's.
         let mut taken = 0;

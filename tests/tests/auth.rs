@@ -66,7 +66,9 @@ pub(crate) fn ann(version: u8, id: &str) -> Connect {
 
 /// The code of the CONNACK; the connection is dropped.
 pub(crate) async fn answer(gateway: &Gateway, connect: &Connect) -> u8 {
-    let mut device = Device::socket(gateway.mqtt, connect.version).await.unwrap();
+    let mut device = Device::socket(gateway.mqtt(), connect.version)
+        .await
+        .unwrap();
     device
         .send(&moorline_tests::wire::connect(connect))
         .await
@@ -224,7 +226,7 @@ fn wrong_credentials_displace_nobody() {
         let (gateway, _folder) = with_users("").await;
         for version in VERSIONS {
             let mut device =
-                Device::connect(gateway.mqtt, ann(version, "car-7").persistent()).await;
+                Device::connect(gateway.mqtt(), ann(version, "car-7").persistent()).await;
             for connect in [
                 as_user(version, "car-7", "ann", "guess"),
                 as_user(version, "car-7", "mallory", "guess"),
@@ -265,7 +267,7 @@ fn mosquitto_clients_log_in() {
             let publish = |password: &'static str| {
                 mosquitto(
                     "mosquitto_pub",
-                    gateway.mqtt,
+                    gateway.mqtt(),
                     &[
                         "-V", version, "-u", "ann", "-P", password, "-q", "1", "-t", "up/x", "-m",
                         "hi",
@@ -290,7 +292,7 @@ fn a_storm_of_known_devices_is_not_hashed_again() {
         let started = std::time::Instant::now();
         let mut storm = tokio::task::JoinSet::new();
         for number in 0..500 {
-            let address = gateway.mqtt;
+            let address = gateway.mqtt();
             storm.spawn(async move {
                 Device::connect(address, ann(V5, &format!("car-{number}"))).await
             });
@@ -311,11 +313,11 @@ fn a_flood_of_wrong_passwords_is_bounded() {
     run(async {
         let config = "hashing_max = 2\nwaiting_max = 20\n";
         let (gateway, _folder) = with_users(config).await;
-        let mut known = Device::connect(gateway.mqtt, ann(V5, "known")).await;
+        let mut known = Device::connect(gateway.mqtt(), ann(V5, "known")).await;
         let before = gateway.rss_bytes();
         let mut flood = tokio::task::JoinSet::new();
         for number in 0..400 {
-            let address = gateway.mqtt;
+            let address = gateway.mqtt();
             flood.spawn(async move {
                 let connect = as_user(V5, "x", &format!("user-{number}"), "guess");
                 Device::try_connect(address, connect).await.unwrap_err()
@@ -357,7 +359,7 @@ fn anonymous_devices_on_loopback_are_let_in_and_denied_nothing() {
     run(async {
         let gateway = Gateway::start().await;
         for version in VERSIONS {
-            let mut device = Device::connect(gateway.mqtt, ann(version, "x")).await;
+            let mut device = Device::connect(gateway.mqtt(), ann(version, "x")).await;
             assert_eq!(device.subscribe("#", 0).await, 0);
             let code = device.publish(Publish::new("d/other/push", 1, "x")).await;
             assert!(code < 0x80);

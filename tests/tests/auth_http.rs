@@ -47,7 +47,7 @@ fn the_backend_decides_and_says_what_a_device_may_do() {
         let more = format!("authorization_file = {file:?}\n");
         let gateway = gateway(&backend.url("/auth"), &more).await;
         for version in VERSIONS {
-            let mut device = Device::connect(gateway.mqtt, ann(version, "car-1")).await;
+            let mut device = Device::connect(gateway.mqtt(), ann(version, "car-1")).await;
             assert_eq!(device.subscribe("fleet/ann", 1).await, 1);
             assert!(device.subscribe("fleet/bob", 1).await >= 0x80);
             let call = backend.calls().pop().unwrap();
@@ -80,7 +80,7 @@ fn the_backend_decides_and_says_what_a_device_may_do() {
             assert_eq!(answer(&gateway, &bound).await, not_authorized(version));
         }
         let short = as_user(V5, "car-2", "short", "x");
-        let mut device = Device::connect(gateway.mqtt, short).await;
+        let mut device = Device::connect(gateway.mqtt(), short).await;
         assert_eq!(device.await_close(SOON).await, Some(0x87));
         // Binary passwords travel as base64.
         let binary = Connect {
@@ -106,7 +106,7 @@ fn five_hundred_equal_questions_are_one_call() {
         })
         .await;
         let gateway = gateway(&backend.url("/"), "cache_deny_ttl = \"1m\"\n").await;
-        let address = gateway.mqtt;
+        let address = gateway.mqtt();
         let mut storm = tokio::task::JoinSet::new();
         for _ in 0..500 {
             storm.spawn(async move { Device::try_connect(address, ann(V5, "car-7")).await });
@@ -168,7 +168,7 @@ fn calls_at_the_same_time_are_limited() {
         });
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         let gateway = gateway(&url, "calls_max = 4\nwaiting_max = 1000\n").await;
-        let address = gateway.mqtt;
+        let address = gateway.mqtt();
         let mut storm = tokio::task::JoinSet::new();
         for number in 0..100 {
             storm.spawn(async move {
@@ -239,7 +239,7 @@ fn a_backend_that_hangs_has_a_deadline_and_the_next_is_asked_if_so_declared() {
         );
         let gateway = Gateway::start_with(Options::config(&config)).await;
         let started = Instant::now();
-        let mut device = Device::connect(gateway.mqtt, ann(V5, "car-7")).await;
+        let mut device = Device::connect(gateway.mqtt(), ann(V5, "car-7")).await;
         assert!(started.elapsed() < Duration::from_secs(10));
         assert!(device.publish(Publish::new("up/x", 1, "x")).await < 0x80);
         let wrong = as_user(V5, "car-8", "ann", "guess");

@@ -202,7 +202,7 @@ fn a_token_names_its_device_and_what_it_may_do() {
         }
         // Without a client id of its own it gets the one of the token.
         let bound = token(&json!({"client_id": "car-7"}));
-        let device = Device::connect(gateway.mqtt, with_token(V5, "", &bound)).await;
+        let device = Device::connect(gateway.mqtt(), with_token(V5, "", &bound)).await;
         assert!(device.connack.iter().any(|(id, value)| {
             *id == 0x12 && *value == moorline_tests::wire::Value::Text(b"car-7".to_vec())
         }));
@@ -211,7 +211,7 @@ fn a_token_names_its_device_and_what_it_may_do() {
             {"permission": "allow", "action": "subscribe", "topics": ["fleet/{username}/#"]},
         ]);
         let ruled = token(&json!({"acl": acl}));
-        let mut device = Device::connect(gateway.mqtt, with_token(V5, "car-9", &ruled)).await;
+        let mut device = Device::connect(gateway.mqtt(), with_token(V5, "car-9", &ruled)).await;
         assert_eq!(device.subscribe("fleet/ann/#", 1).await, 1);
         assert_eq!(device.subscribe("fleet/whoever/#", 1).await, 0x87);
         assert_eq!(device.subscribe("d/car-9/#", 1).await, 0x87);
@@ -258,9 +258,10 @@ fn a_connection_ends_with_its_token() {
     run(async {
         let (gateway, _folder) = gateway("").await;
         let short = token(&json!({"exp": in_seconds(3)}));
-        let mut v5 = Device::connect(gateway.mqtt, with_token(V5, "v5", &short)).await;
-        let mut v3 = Device::connect(gateway.mqtt, with_token(V3, "v3", &short)).await;
-        let mut long = Device::connect(gateway.mqtt, with_token(V5, "x", &token(&json!({})))).await;
+        let mut v5 = Device::connect(gateway.mqtt(), with_token(V5, "v5", &short)).await;
+        let mut v3 = Device::connect(gateway.mqtt(), with_token(V3, "v3", &short)).await;
+        let mut long =
+            Device::connect(gateway.mqtt(), with_token(V5, "x", &token(&json!({})))).await;
         v5.ping().await;
         assert_eq!(v5.await_close(SOON).await, Some(0x87));
         assert_eq!(v3.await_close(SOON).await, None);

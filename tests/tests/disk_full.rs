@@ -46,9 +46,9 @@ async fn full_and_empty_again(options: Options, disk: &SmallDisk, fill: impl Fn(
     let data = disk.path().join("data");
     let mut gateway = Gateway::start_with(options.data_dir(&data)).await;
     let api = gateway.api();
-    let mut connected = Device::clean(gateway.mqtt, V3, "watcher").await;
+    let mut connected = Device::clean(gateway.mqtt(), V3, "watcher").await;
     connected.subscribe("chat", 0).await;
-    let mut publisher = Device::clean(gateway.mqtt, V5, "publisher").await;
+    let mut publisher = Device::clean(gateway.mqtt(), V5, "publisher").await;
     let mut accepted = BTreeSet::new();
     for number in 0..100 {
         assert!(push_number(&api, number).await);
@@ -164,7 +164,7 @@ fn upstream_pubacks_wait_or_refuse_while_the_disk_is_full() {
             "an upstream publish is not acknowledged with success",
             || {
                 number += 1;
-                let address = gateway.mqtt;
+                let address = gateway.mqtt();
                 let publish = moorline_tests::wire::Publish::new("up/x", 1, number.to_string());
                 async move {
                     let mut device = Device::clean(address, V5, "car").await;
@@ -259,7 +259,7 @@ fn an_inbox_at_its_limit_follows_its_declared_policy() {
                 let receipt = crate::support::await_state(&api, id, "dropped").await;
                 assert_eq!(receipt["to"], json!({"client": "car"}));
             }
-            let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+            let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
             for text in expected {
                 assert_eq!(car.take().await.text(), text, "{policy}");
             }

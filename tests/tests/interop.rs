@@ -13,7 +13,7 @@ use crate::support::{await_state, run};
 fn rumqttc_3_1_1_subscribes_publishes_and_gets_pushes() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut options = MqttOptions::new("rumqttc", "127.0.0.1", gateway.mqtt.port());
+        let mut options = MqttOptions::new("rumqttc", "127.0.0.1", gateway.mqtt().port());
         options
             .set_keep_alive(Duration::from_secs(5))
             .set_clean_session(false);
@@ -66,7 +66,7 @@ fn rumqttc_5_0_subscribes_publishes_and_gets_pushes() {
     use rumqttc::v5::{AsyncClient, Event, MqttOptions};
     run(async {
         let gateway = Gateway::start().await;
-        let mut options = MqttOptions::new("rumqttc5", "127.0.0.1", gateway.mqtt.port());
+        let mut options = MqttOptions::new("rumqttc5", "127.0.0.1", gateway.mqtt().port());
         options
             .set_keep_alive(Duration::from_secs(5))
             .set_clean_start(true);
@@ -115,7 +115,7 @@ fn mosquitto_clients_talk_to_each_other_in_every_version_and_qos() {
                 let topic = format!("m/{version}/{qos}");
                 let subscriber = Running::start(&mut mosquitto(
                     "mosquitto_sub",
-                    gateway.mqtt,
+                    gateway.mqtt(),
                     &[
                         "-V", version, "-q", qos, "-t", "m/+/#", "-t", "ready", "-v", "-i", "sub",
                     ],
@@ -131,7 +131,7 @@ fn mosquitto_clients_talk_to_each_other_in_every_version_and_qos() {
                 .await;
                 let done = run_program(mosquitto(
                     "mosquitto_pub",
-                    gateway.mqtt,
+                    gateway.mqtt(),
                     &["-V", version, "-q", qos, "-t", &topic, "-m", "hello world"],
                 ))
                 .await;
@@ -152,15 +152,15 @@ fn mosquitto_sub_with_a_persistent_session_gets_what_it_missed() {
     run(async {
         let gateway = Gateway::start().await;
         let subscribe = ["-i", "keeper", "-c", "-q", "1", "-t", "news", "-E"];
-        let done = run_program(mosquitto("mosquitto_sub", gateway.mqtt, &subscribe)).await;
+        let done = run_program(mosquitto("mosquitto_sub", gateway.mqtt(), &subscribe)).await;
         assert!(done.status.success(), "{done:?}");
         for text in ["one", "two"] {
             let publish = ["-q", "1", "-t", "news", "-m", text];
-            let done = run_program(mosquitto("mosquitto_pub", gateway.mqtt, &publish)).await;
+            let done = run_program(mosquitto("mosquitto_pub", gateway.mqtt(), &publish)).await;
             assert!(done.status.success(), "{done:?}");
         }
         let resume = ["-i", "keeper", "-c", "-q", "1", "-t", "news", "-C", "2"];
-        let done = run_program(mosquitto("mosquitto_sub", gateway.mqtt, &resume)).await;
+        let done = run_program(mosquitto("mosquitto_sub", gateway.mqtt(), &resume)).await;
         assert_eq!(done.stdout, "one\ntwo\n", "{done:?}");
         gateway.finish().await;
     });
@@ -168,9 +168,9 @@ fn mosquitto_sub_with_a_persistent_session_gets_what_it_missed() {
 
 async fn paho(gateway: &Gateway, transport: &str, version: &str) {
     let port = if transport == "websockets" {
-        gateway.ws.port()
+        gateway.ws().port()
     } else {
-        gateway.mqtt.port()
+        gateway.mqtt().port()
     };
     let mut command = python("paho_client.py");
     command

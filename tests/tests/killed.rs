@@ -86,7 +86,7 @@ fn every_upstream_message_with_a_puback_survives_kill_9_in_the_order_of_its_devi
         for round in 0..rounds() {
             let mut devices = JoinSet::new();
             for publisher in publishers.drain(..) {
-                devices.spawn(publisher.publish_until_killed(gateway.mqtt));
+                devices.spawn(publisher.publish_until_killed(gateway.mqtt()));
             }
             let moment = random.millis(20, 1500);
             tokio::time::sleep(moment).await;
@@ -267,7 +267,7 @@ fn sessions_retained_messages_and_queued_publishes_survive_kill_9() {
             assert_eq!(subscriber.subscribe("news/+", 1).await, 1);
             drop(subscriber);
         }
-        let mut publisher = Device::clean(gateway.mqtt, V5, "publisher").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "publisher").await;
         assert!(
             publisher
                 .publish(Publish::new("news/a", 1, "kept").retained())
@@ -296,7 +296,7 @@ fn sessions_retained_messages_and_queued_publishes_survive_kill_9() {
             }
             subscriber.has_nothing().await;
         }
-        let mut newcomer = Device::clean(gateway.mqtt, V5, "newcomer").await;
+        let mut newcomer = Device::clean(gateway.mqtt(), V5, "newcomer").await;
         newcomer.subscribe("news/#", 0).await;
         let retained = newcomer.take().await;
         assert_eq!((retained.text().as_str(), retained.retain), ("kept", true));

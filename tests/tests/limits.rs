@@ -61,7 +61,7 @@ async fn attempt_on(stream: std::io::Result<TcpStream>, connect: &Connect) -> Ou
 }
 
 async fn attempt(gateway: &Gateway, connect: &Connect) -> Outcome {
-    attempt_on(TcpStream::connect(gateway.mqtt).await, connect).await
+    attempt_on(TcpStream::connect(gateway.mqtt()).await, connect).await
 }
 
 /// Connects again and again until it is accepted.
@@ -99,7 +99,7 @@ fn no_more_devices_than_the_maximum_are_connected() {
         let gateway = Gateway::start_with(Options::config("[mqtt]\nconnections_max = 3\n")).await;
         let mut held = Vec::new();
         for number in 0..3 {
-            held.push(Device::clean(gateway.mqtt, V5, &format!("d{number}")).await);
+            held.push(Device::clean(gateway.mqtt(), V5, &format!("d{number}")).await);
         }
         let further = Connect::new(V5, "further");
         assert_eq!(attempt(&gateway, &further).await.code(), None);
@@ -118,12 +118,12 @@ fn silent_connections_do_not_keep_devices_out_for_longer_than_the_handshake_time
     run(async {
         let config = "[mqtt]\nhalf_open_max = 5\nhandshake_timeout = \"1s\"\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let mut before = Device::clean(gateway.mqtt, V5, "before").await;
+        let mut before = Device::clean(gateway.mqtt(), V5, "before").await;
         let mut silent = Vec::new();
         let api = gateway.api();
         while refused(&api, "half_open_max").await == 0 {
             assert!(silent.len() < 1_000, "nothing is refused");
-            silent.push(TcpStream::connect(gateway.mqtt).await.unwrap());
+            silent.push(TcpStream::connect(gateway.mqtt()).await.unwrap());
             tokio::task::yield_now().await;
         }
         assert!(silent.len() > 5, "{} were too many already", silent.len());
@@ -147,12 +147,12 @@ fn silent_connections_of_one_address_keep_no_other_out() {
         let mut silent = Vec::new();
         while refused(&api, "address_half_open_max").await == 0 {
             assert!(silent.len() < 1_000, "nothing is refused");
-            silent.push(stream_from("127.0.0.2", gateway.mqtt).await.unwrap());
+            silent.push(stream_from("127.0.0.2", gateway.mqtt()).await.unwrap());
         }
         let connect = Connect::new(V5, "d");
-        let same = attempt_on(stream_from("127.0.0.2", gateway.mqtt).await, &connect).await;
+        let same = attempt_on(stream_from("127.0.0.2", gateway.mqtt()).await, &connect).await;
         assert_eq!(same.code(), None);
-        let other = attempt_on(stream_from("127.0.0.3", gateway.mqtt).await, &connect).await;
+        let other = attempt_on(stream_from("127.0.0.3", gateway.mqtt()).await, &connect).await;
         assert_eq!(other.code(), Some(0));
         gateway.finish().await;
     });
@@ -166,7 +166,7 @@ fn more_connects_in_a_second_than_declared_are_closed_at_once() {
         let mut codes = Vec::new();
         for number in 0..50 {
             let connect = Connect::new(V5, &format!("d{number}"));
-            let stream = stream_from("127.0.0.2", gateway.mqtt).await;
+            let stream = stream_from("127.0.0.2", gateway.mqtt()).await;
             codes.push(attempt_on(stream, &connect).await.code());
         }
         let let_in = codes.iter().filter(|code| **code == Some(0)).count();
@@ -174,7 +174,7 @@ fn more_connects_in_a_second_than_declared_are_closed_at_once() {
         assert!(codes.contains(&None), "{codes:?}");
         let counted = refused(&gateway.api(), "address_connects_per_second").await;
         assert_eq!(counted, 50 - let_in as u64);
-        let other = stream_from("127.0.0.3", gateway.mqtt).await;
+        let other = stream_from("127.0.0.3", gateway.mqtt()).await;
         let other = attempt_on(other, &Connect::new(V5, "other")).await;
         assert_eq!(other.code(), Some(0));
         gateway.finish().await;
@@ -194,8 +194,8 @@ fn a_listener_has_limits_of_its_own_beside_those_of_all() {
         let first = on_small("a").await;
         assert_eq!(first.code(), Some(0));
         assert_eq!(on_small("b").await.code(), None);
-        let _second = Device::clean(gateway.mqtt, V5, "c").await;
-        let _third = Device::clean(gateway.mqtt, V5, "d").await;
+        let _second = Device::clean(gateway.mqtt(), V5, "c").await;
+        let _third = Device::clean(gateway.mqtt(), V5, "d").await;
         assert_eq!(attempt(&gateway, &Connect::new(V5, "e")).await.code(), None);
         gateway.finish().await;
     });
@@ -206,11 +206,11 @@ fn a_device_that_sends_too_fast_is_slowed_down_and_loses_nothing() {
     run(async {
         let config = "[mqtt]\nper_device = { packets_per_second = 100, burst = \"1s\" }\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let mut receiver = Device::clean(gateway.mqtt, V5, "receiver").await;
+        let mut receiver = Device::clean(gateway.mqtt(), V5, "receiver").await;
         receiver.subscribe("fast/#", 0).await;
         // Its keep alive is shorter than it is made to wait.
         let connect = Connect::new(V5, "sender").keep_alive(1);
-        let mut sender = Device::connect(gateway.mqtt, connect).await;
+        let mut sender = Device::connect(gateway.mqtt(), connect).await;
         let mut burst = Vec::new();
         for number in 1..=500u16 {
             let mut publish = Publish::new("fast/x", 1, number.to_string());
@@ -238,7 +238,7 @@ fn bytes_are_limited_as_well_as_packets() {
     run(async {
         let config = "[mqtt]\nper_device = { bytes_per_second = 200000, burst = \"1s\" }\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let mut sender = Device::clean(gateway.mqtt, V3, "sender").await;
+        let mut sender = Device::clean(gateway.mqtt(), V3, "sender").await;
         let began = Instant::now();
         for _ in 0..10 {
             sender
@@ -258,8 +258,8 @@ fn or_a_device_that_sends_too_fast_is_told_so_and_disconnected() {
     run(async {
         let config = "[mqtt]\nper_device = { packets_per_second = 50, burst = \"1s\", excess = \"disconnect\" }\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let mut calm = Device::clean(gateway.mqtt, V5, "calm").await;
-        let mut fast = Device::clean(gateway.mqtt, V5, "fast").await;
+        let mut calm = Device::clean(gateway.mqtt(), V5, "calm").await;
+        let mut fast = Device::clean(gateway.mqtt(), V5, "fast").await;
         fast.send(&wire::PINGREQ.repeat(1_000)).await.unwrap();
         assert_eq!(fast.await_close(SOON).await, Some(0x96));
         calm.ping().await;
@@ -278,7 +278,7 @@ fn the_number_of_sessions_is_bounded() {
         let gateway = Gateway::start_with(Options::config("[mqtt]\nsessions_max = 3\n")).await;
         for number in 0..3 {
             let connect = Connect::new(V5, &format!("kept-{number}")).persistent();
-            Device::connect(gateway.mqtt, connect)
+            Device::connect(gateway.mqtt(), connect)
                 .await
                 .disconnect()
                 .await;
@@ -288,10 +288,10 @@ fn the_number_of_sessions_is_bounded() {
         assert_eq!(attempt(&gateway, &further(V3)).await.code(), Some(3));
         // Whoever has one goes on with it, or begins it anew.
         let again = Connect::new(V5, "kept-0").persistent();
-        let again = Device::connect(gateway.mqtt, again).await;
+        let again = Device::connect(gateway.mqtt(), again).await;
         assert!(again.session_present);
         again.disconnect().await;
-        Device::clean(gateway.mqtt, V5, "kept-1")
+        Device::clean(gateway.mqtt(), V5, "kept-1")
             .await
             .disconnect()
             .await;
@@ -309,7 +309,7 @@ fn a_client_that_comes_and_goes_without_end_is_banned_for_a_while() {
         let gateway = Gateway::start_with(Options::config(config)).await;
         let flapping = Connect::new(V5, "flapping");
         for _ in 0..5 {
-            Device::connect(gateway.mqtt, flapping.clone())
+            Device::connect(gateway.mqtt(), flapping.clone())
                 .await
                 .disconnect()
                 .await;
@@ -321,7 +321,10 @@ fn a_client_that_comes_and_goes_without_end_is_banned_for_a_while() {
                 .code(),
             Some(5)
         );
-        Device::clean(gateway.mqtt, V5, "other").await.ping().await;
+        Device::clean(gateway.mqtt(), V5, "other")
+            .await
+            .ping()
+            .await;
         let bans = gateway.api().get("/v1/bans").await.expect(200);
         assert_eq!(bans["bans"][0]["value"], "flapping", "{bans}");
         assert_eq!(bans["bans"][0]["automatic"], true, "{bans}");
@@ -338,14 +341,14 @@ fn a_device_that_operators_or_deadlines_close_is_not_flapping() {
         let gateway = Gateway::start_with(Options::config(config)).await;
         let api = gateway.api();
         for _ in 0..6 {
-            let mut device = Device::clean(gateway.mqtt, V5, "patient").await;
+            let mut device = Device::clean(gateway.mqtt(), V5, "patient").await;
             assert_eq!(
                 api.delete("/v1/clients/patient/connection").await.status,
                 204
             );
             assert_eq!(device.await_close(SOON).await, Some(ADMINISTRATIVE_ACTION));
         }
-        Device::clean(gateway.mqtt, V5, "patient")
+        Device::clean(gateway.mqtt(), V5, "patient")
             .await
             .ping()
             .await;
@@ -362,15 +365,15 @@ fn an_address_that_connects_without_end_is_banned_and_no_other() {
         let connect = Connect::new(V5, "d");
         for _ in 0..30 {
             // Nothing is said: it need not come to a session to be counted.
-            drop(stream_from("127.0.0.2", gateway.mqtt).await);
+            drop(stream_from("127.0.0.2", gateway.mqtt()).await);
         }
-        let same = attempt_on(stream_from("127.0.0.2", gateway.mqtt).await, &connect).await;
+        let same = attempt_on(stream_from("127.0.0.2", gateway.mqtt()).await, &connect).await;
         assert_eq!(same.code(), None);
-        let other = attempt_on(stream_from("127.0.0.3", gateway.mqtt).await, &connect).await;
+        let other = attempt_on(stream_from("127.0.0.3", gateway.mqtt()).await, &connect).await;
         assert_eq!(other.code(), Some(0));
         let lifted = gateway.api().delete("/v1/bans/address/127.0.0.2").await;
         assert_eq!(lifted.status, 204, "{lifted:?}");
-        let same = attempt_on(stream_from("127.0.0.2", gateway.mqtt).await, &connect).await;
+        let same = attempt_on(stream_from("127.0.0.2", gateway.mqtt()).await, &connect).await;
         assert_eq!(same.code(), Some(0));
         gateway.finish().await;
     });
@@ -381,8 +384,8 @@ fn a_banned_client_is_disconnected_and_refused_also_after_kill_9() {
     run(async {
         let mut gateway = Gateway::start().await;
         let api = gateway.api();
-        let mut bad = Device::clean(gateway.mqtt, V5, "bad/one").await;
-        let mut good = Device::clean(gateway.mqtt, V5, "good").await;
+        let mut bad = Device::clean(gateway.mqtt(), V5, "bad/one").await;
+        let mut good = Device::clean(gateway.mqtt(), V5, "good").await;
         ban(&api, "client/bad%2Fone", &json!({"reason": "stolen"})).await;
         assert_eq!(bad.await_close(SOON).await, Some(ADMINISTRATIVE_ACTION));
         good.ping().await;
@@ -412,7 +415,7 @@ fn a_banned_network_is_disconnected_and_refused_at_the_door() {
         let api = gateway.api();
         let connect = |id: &str| Connect::new(V5, id);
         let from = async |address: &str, id: &str| {
-            attempt_on(stream_from(address, gateway.mqtt).await, &connect(id)).await
+            attempt_on(stream_from(address, gateway.mqtt()).await, &connect(id)).await
         };
         let Outcome::Accepted(mut bad) = from("127.9.9.9", "bad").await else {
             panic!("not accepted")
@@ -460,10 +463,10 @@ fn a_banned_user_is_refused_until_the_ban_is_over() {
 fn a_banned_user_is_disconnected_whatever_the_client_id() {
     run(async {
         let (gateway, _folder) = with_users("").await;
-        let mut first = Device::connect(gateway.mqtt, ann(V5, "phone")).await;
-        let mut second = Device::connect(gateway.mqtt, ann(V5, "tablet")).await;
+        let mut first = Device::connect(gateway.mqtt(), ann(V5, "phone")).await;
+        let mut second = Device::connect(gateway.mqtt(), ann(V5, "tablet")).await;
         let bob = as_user(V5, "other", "bob", "bob's secret");
-        let mut bob = Device::connect(gateway.mqtt, bob).await;
+        let mut bob = Device::connect(gateway.mqtt(), bob).await;
         ban(&gateway.api(), "username/ann", &json!({})).await;
         for device in [&mut first, &mut second] {
             assert_eq!(device.await_close(SOON).await, Some(ADMINISTRATIVE_ACTION));
@@ -480,9 +483,9 @@ fn a_flood_of_refusals_is_no_flood_of_log_lines() {
     run(async {
         let config = "[mqtt]\nconnections_max = 1\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let _only = Device::clean(gateway.mqtt, V5, "only").await;
+        let _only = Device::clean(gateway.mqtt(), V5, "only").await;
         for _ in 0..500 {
-            drop(TcpStream::connect(gateway.mqtt).await);
+            drop(TcpStream::connect(gateway.mqtt()).await);
         }
         let api = gateway.api();
         eventually(SOON, "all are refused", || async {
@@ -518,7 +521,7 @@ fn topics_with_too_many_levels_are_refused_wherever_they_stand() {
             );
             let old = attempt(&gateway, &with_will(V3, bad)).await.code();
             assert!(old.is_some_and(|code| code > 0), "{bad}: {old:?}");
-            let mut device = Device::clean(gateway.mqtt, V5, "d").await;
+            let mut device = Device::clean(gateway.mqtt(), V5, "d").await;
             assert_eq!(
                 device.publish(Publish::new(bad, 1, "x")).await,
                 0x90,
@@ -531,7 +534,7 @@ fn topics_with_too_many_levels_are_refused_wherever_they_stand() {
             );
             device.ping().await;
         }
-        let mut device = Device::clean(gateway.mqtt, V5, "d").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "d").await;
         for bad in ["a/b/c/d/e", "a/+/c/d/#", "$share/g/a/b/c/d/#"] {
             assert_eq!(device.subscribe(bad, 0).await, 0x8F, "{bad}");
         }

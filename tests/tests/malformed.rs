@@ -259,7 +259,7 @@ struct Bystander {
 impl Bystander {
     async fn new(gateway: &Gateway) -> Self {
         Self {
-            device: Device::clean(gateway.mqtt, V5, "bystander").await,
+            device: Device::clean(gateway.mqtt(), V5, "bystander").await,
             asked: 0,
         }
     }
@@ -278,7 +278,7 @@ fn malformed_first_packets_close_the_connection_and_disturb_nobody() {
         let gateway = Gateway::start().await;
         let mut bystander = Bystander::new(&gateway).await;
         for (name, bytes) in FIRST {
-            let mut stream = TcpStream::connect(gateway.mqtt).await.unwrap();
+            let mut stream = TcpStream::connect(gateway.mqtt()).await.unwrap();
             stream.write_all(bytes).await.unwrap();
             let mut answer = Vec::new();
             let read = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await;
@@ -301,7 +301,7 @@ fn malformed_later_packets_close_the_connection_and_disturb_nobody() {
         let gateway = Gateway::start().await;
         let mut bystander = Bystander::new(&gateway).await;
         for (version, name, bytes) in LATER {
-            let mut device = Device::clean(gateway.mqtt, *version, "sender").await;
+            let mut device = Device::clean(gateway.mqtt(), *version, "sender").await;
             device.send(bytes).await.unwrap();
             match device.receive(SOON).await {
                 Arrived::Closed => {}
@@ -354,7 +354,7 @@ fn a_device_of_5_0_is_told_what_was_wrong() {
             ),
         ];
         for (name, bytes, reason) in cases {
-            let mut device = Device::clean(gateway.mqtt, V5, "sender").await;
+            let mut device = Device::clean(gateway.mqtt(), V5, "sender").await;
             device.send(bytes).await.unwrap();
             assert_eq!(device.await_close(SOON).await, Some(*reason), "{name}");
         }
@@ -368,7 +368,7 @@ fn a_connect_that_never_ends_is_closed_after_the_handshake_timeout() {
         let options = moorline_tests::Options::config("[mqtt]\nhandshake_timeout = \"500ms\"\n");
         let gateway = Gateway::start_with(options).await;
         for begin in [&[][..], &[0x10], &[0x10, 40, 0, 4, b'M']] {
-            for address in [gateway.mqtt, gateway.ws] {
+            for address in [gateway.mqtt(), gateway.ws()] {
                 let mut stream = TcpStream::connect(address).await.unwrap();
                 stream.write_all(begin).await.unwrap();
                 let mut answer = Vec::new();
@@ -384,7 +384,7 @@ fn a_connect_that_never_ends_is_closed_after_the_handshake_timeout() {
 fn packets_cut_into_single_bytes_are_understood() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut device = Device::socket(gateway.mqtt, V5).await.unwrap();
+        let mut device = Device::socket(gateway.mqtt(), V5).await.unwrap();
         let mut publish = Publish::new("up/slow", 1, "slowly")
             .with(property::USER_PROPERTY, Value::Pair("a".into(), "b".into()));
         publish.packet_id = 3;
@@ -428,7 +428,8 @@ fn random_changes_to_good_packets_never_stop_the_node() {
                 let at = usize::try_from(random.below(bytes.len() as u64)).unwrap();
                 bytes[at] = u8::try_from(random.below(256)).unwrap();
             }
-            let mut device = Device::clean(gateway.mqtt, version, &format!("m{}", round % 7)).await;
+            let mut device =
+                Device::clean(gateway.mqtt(), version, &format!("m{}", round % 7)).await;
             // The server may close while this is written.
             _ = device.send(&bytes).await;
             _ = device
@@ -465,7 +466,7 @@ fn websocket_connections_that_are_none_disturb_nobody() {
             &[0xF2, 0x80, 1, 2, 3, 4],
         ];
         for frame in frames {
-            let mut stream = TcpStream::connect(gateway.ws).await.unwrap();
+            let mut stream = TcpStream::connect(gateway.ws()).await.unwrap();
             stream.write_all(upgrade.as_bytes()).await.unwrap();
             let mut answer = Vec::new();
             while !answer.ends_with(b"\r\n\r\n") {
@@ -489,7 +490,7 @@ fn websocket_connections_that_are_none_disturb_nobody() {
             "POST / HTTP/1.0\r\n\r\n",
             "\0\0\0\0\r\n\r\n",
         ] {
-            let mut stream = TcpStream::connect(gateway.ws).await.unwrap();
+            let mut stream = TcpStream::connect(gateway.ws()).await.unwrap();
             stream.write_all(junk.as_bytes()).await.unwrap();
             let mut rest = Vec::new();
             let read = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await;
@@ -499,7 +500,7 @@ fn websocket_connections_that_are_none_disturb_nobody() {
         // A client of another make still gets through.
         let seen = others::run(others::mosquitto(
             "mosquitto_pub",
-            gateway.mqtt,
+            gateway.mqtt(),
             &["-t", "up/x", "-m", "fine", "-q", "1"],
         ))
         .await;

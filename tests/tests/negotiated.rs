@@ -20,9 +20,9 @@ fn aliased(topic: &str, alias: u16, payload: &str) -> Publish {
 fn a_topic_alias_of_a_device_stands_for_its_topic_until_it_is_given_another() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "watcher").await;
         watcher.subscribe("#", 1).await;
-        let mut device = Device::clean(gateway.mqtt, V5, "device").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "device").await;
         for (publish, topic) in [
             (aliased("first/topic", 16, "1"), "first/topic"),
             (aliased("", 16, "2"), "first/topic"),
@@ -39,7 +39,7 @@ fn a_topic_alias_of_a_device_stands_for_its_topic_until_it_is_given_another() {
             assert_eq!(got.property(property::TOPIC_ALIAS), None);
         }
         // Aliases end with the connection.
-        let mut again = Device::clean(gateway.mqtt, V5, "device").await;
+        let mut again = Device::clean(gateway.mqtt(), V5, "device").await;
         let publish = moorline_tests::wire::publish(V5, &aliased("", 16, "lost").with_id(1));
         again.send(&publish).await.unwrap();
         let reason = again.await_close(SOON).await;
@@ -53,7 +53,7 @@ fn a_topic_alias_of_a_device_stands_for_its_topic_until_it_is_given_another() {
 fn a_device_that_takes_topic_aliases_is_sent_each_topic_once() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         for persistent in [false, true] {
             let connect = Connect::new(V5, "narrow").with(TOPIC_ALIAS_MAXIMUM, Value::Two(2));
             let connect = if persistent {
@@ -61,7 +61,7 @@ fn a_device_that_takes_topic_aliases_is_sent_each_topic_once() {
             } else {
                 connect
             };
-            let mut device = Device::connect(gateway.mqtt, connect).await;
+            let mut device = Device::connect(gateway.mqtt(), connect).await;
             device.subscribe("of/#", 2).await;
             let mut seen = Vec::new();
             for (topic, qos) in [
@@ -108,7 +108,7 @@ fn a_new_subscription_gets_every_retained_message_however_many_there_are() {
         let config = "[mqtt]\nin_flight_max = 20\nqueued_messages_max = 10\n\
                       [store.inbox]\nentries_max = 100\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         for n in 0..MESSAGES {
             let qos = u8::try_from(n % 3).unwrap();
             let publish = Publish::new(&format!("kept/{n:04}"), qos, n.to_string()).retained();
@@ -123,7 +123,7 @@ fn a_new_subscription_gets_every_retained_message_however_many_there_are() {
                 } else {
                     connect
                 };
-                let mut device = Device::connect(gateway.mqtt, connect).await;
+                let mut device = Device::connect(gateway.mqtt(), connect).await;
                 // The second filter gets its own share of them.
                 let both = [("kept/#", 2), ("kept/0001", 1)];
                 device.subscribe_with(&Vec::new(), &both).await;
@@ -148,20 +148,20 @@ fn retained_messages_go_on_where_they_stopped_when_the_device_comes_back() {
     run(async {
         let config = "[mqtt]\nin_flight_max = 5\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         for n in 0..40 {
             let publish = Publish::new(&format!("kept/{n:02}"), 1, n.to_string()).retained();
             publisher.publish(publish).await;
         }
         let connect = Connect::new(V3, "reader").persistent();
-        let mut device = Device::connect(gateway.mqtt, connect.clone()).await;
+        let mut device = Device::connect(gateway.mqtt(), connect.clone()).await;
         device.subscribe("kept/#", 1).await;
         let mut got = Vec::new();
         while got.len() < 12 {
             got.push(device.take().await.text());
         }
         drop(device);
-        let mut device = Device::connect(gateway.mqtt, connect).await;
+        let mut device = Device::connect(gateway.mqtt(), connect).await;
         assert!(device.session_present);
         while got.len() < 40 {
             let publish = device.take().await;
@@ -180,7 +180,7 @@ fn retained_messages_go_on_where_they_stopped_when_the_device_comes_back() {
 fn who_subscribes_again_at_once_gets_what_is_retained_again() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         for topic in ["kept/a", "kept/b"] {
             publisher
                 .publish(Publish::new(topic, 1, topic).retained())
@@ -188,7 +188,7 @@ fn who_subscribes_again_at_once_gets_what_is_retained_again() {
         }
         for version in VERSIONS {
             let connect = Connect::new(version, "reader").persistent();
-            let mut device = Device::connect(gateway.mqtt, connect).await;
+            let mut device = Device::connect(gateway.mqtt(), connect).await;
             // What waits has been read once this arrives: from now on all goes on at once.
             device.subscribe("kept/a", 1).await;
             assert_eq!(device.take().await.text(), "kept/a");
@@ -213,7 +213,7 @@ fn a_filter_that_matches_one_of_very_many_retained_messages_gets_it() {
     run(async {
         const MESSAGES: usize = 10_000;
         let gateway = Gateway::start().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         let mut all = Vec::new();
         for n in 0..MESSAGES {
             let publish = Publish::new(&format!("many/{n:05}"), 0, n.to_string()).retained();
@@ -229,7 +229,7 @@ fn a_filter_that_matches_one_of_very_many_retained_messages_gets_it() {
             } else {
                 connect
             };
-            let mut device = Device::connect(gateway.mqtt, connect).await;
+            let mut device = Device::connect(gateway.mqtt(), connect).await;
             device.subscribe("+/rare", 1).await;
             assert_eq!(device.take().await.text(), "rare");
             device.subscribe("many/#", 0).await;
@@ -247,10 +247,10 @@ fn what_cannot_be_retained_any_more_is_refused_to_who_can_be_told() {
     run(async {
         let config = "[mqtt]\nretained_messages_max = 2\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "watcher").await;
         watcher.subscribe("k/#", 1).await;
-        let mut device = Device::clean(gateway.mqtt, V5, "device").await;
-        let mut old = Device::clean(gateway.mqtt, V3, "old").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "device").await;
+        let mut old = Device::clean(gateway.mqtt(), V3, "old").await;
         for topic in ["k/1", "k/2", "k/2"] {
             assert_eq!(
                 device.publish(Publish::new(topic, 1, "x").retained()).await,
@@ -295,7 +295,7 @@ fn refusals_say_why_only_to_a_device_that_wants_to_know() {
         for wants in [true, false] {
             let connect = Connect::new(V5, "curious")
                 .with(REQUEST_PROBLEM_INFORMATION, Value::Byte(wants.into()));
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             let publish = Publish::new("$not/yours", 1, "x").with_id(7);
             raw.send(&moorline_tests::wire::publish(V5, &publish)).await;
             let puback = raw.frame().await.expect("a PUBACK");
@@ -320,7 +320,7 @@ fn refusals_say_why_only_to_a_device_that_wants_to_know() {
         // What fits nowhere is left out, and what must be said is said.
         let connect =
             Connect::new(V5, "narrow").with(property::MAXIMUM_PACKET_SIZE, Value::Four(30));
-        let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+        let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
         let publish = Publish::new("$not/yours", 1, "x").with_id(7);
         raw.send(&moorline_tests::wire::publish(V5, &publish)).await;
         assert_eq!(raw.frame().await.expect("a PUBACK").body, [0, 7, 0x90]);
@@ -335,14 +335,14 @@ fn a_device_that_takes_no_packet_as_large_as_its_answer_is_not_sent_it() {
         let narrow = |bytes| {
             Connect::new(V5, "narrow").with(property::MAXIMUM_PACKET_SIZE, Value::Four(bytes))
         };
-        let mut raw = Raw::open(gateway.mqtt).await;
+        let mut raw = Raw::open(gateway.mqtt()).await;
         raw.send(&moorline_tests::wire::connect(&narrow(8))).await;
         let connack = raw.frame().await.expect("a CONNACK");
         assert_eq!(connack.body, [0, 0x95, 0], "packet too large, and no more");
-        let mut raw = Raw::open(gateway.mqtt).await;
+        let mut raw = Raw::open(gateway.mqtt()).await;
         raw.send(&moorline_tests::wire::connect(&narrow(4))).await;
         assert_eq!(raw.frame().await, None, "not even that fits");
-        let mut device = Device::connect(gateway.mqtt, narrow(40)).await;
+        let mut device = Device::connect(gateway.mqtt(), narrow(40)).await;
         let filters: Vec<String> = (0..50).map(|n| format!("f/{n}")).collect();
         let filters: Vec<_> = filters.iter().map(|filter| (filter.as_str(), 0)).collect();
         let subscribe = moorline_tests::wire::subscribe(V5, 1, &Vec::new(), &filters);
@@ -360,7 +360,7 @@ fn a_keep_alive_beyond_the_servers_is_shortened_for_who_can_be_told() {
         let gateway = Gateway::start_with(Options::config(config)).await;
         for (asked, told) in [(0, Some(60)), (61, Some(60)), (60, None), (5, None)] {
             let connect = Connect::new(V5, "device").keep_alive(asked);
-            let device = Device::connect(gateway.mqtt, connect).await;
+            let device = Device::connect(gateway.mqtt(), connect).await;
             let server_keep_alive = device
                 .connack
                 .iter()
@@ -384,7 +384,7 @@ fn a_will_goes_only_where_a_device_may_publish() {
                     ..Will::default()
                 };
                 let connect = Connect::new(version, "device").with_will(will);
-                let mut raw = Raw::open(gateway.mqtt).await;
+                let mut raw = Raw::open(gateway.mqtt()).await;
                 raw.send(&moorline_tests::wire::connect(&connect)).await;
                 let connack = raw.frame().await.expect("a CONNACK");
                 assert_eq!(connack.body[..2], [0, code], "{topic} in {version}");
@@ -399,10 +399,10 @@ fn a_session_in_its_last_connection_keeps_its_order() {
     run(async {
         let gateway = Gateway::start_with(Options::config("[mqtt]\nin_flight_max = 4\n")).await;
         let persistent = Connect::new(V5, "car").persistent();
-        let mut device = Device::connect(gateway.mqtt, persistent.clone()).await;
+        let mut device = Device::connect(gateway.mqtt(), persistent.clone()).await;
         device.subscribe("news", 1).await;
         device.disconnect().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         for n in 0..20 {
             publisher
                 .publish(Publish::new("news", 1, n.to_string()))
@@ -413,7 +413,7 @@ fn a_session_in_its_last_connection_keeps_its_order() {
             clean_start: false,
             ..Connect::new(V5, "car")
         };
-        let mut device = Device::connect(gateway.mqtt, last).await;
+        let mut device = Device::connect(gateway.mqtt(), last).await;
         assert!(device.session_present);
         for n in 20..40 {
             publisher
@@ -424,7 +424,7 @@ fn a_session_in_its_last_connection_keeps_its_order() {
             assert_eq!(device.take().await.text(), n.to_string());
         }
         device.disconnect().await;
-        let device = Device::connect(gateway.mqtt, persistent).await;
+        let device = Device::connect(gateway.mqtt(), persistent).await;
         assert!(!device.session_present);
         gateway.finish().await;
     });
@@ -441,9 +441,9 @@ fn a_slow_reader_without_a_session_keeps_what_the_policy_says() {
                 "[mqtt]\nin_flight_max = 2\nqueued_messages_max = 3\nqueued_overflow = \"{policy}\"\n"
             );
             let gateway = Gateway::start_with(Options::config(&config)).await;
-            let mut slow = Device::clean(gateway.mqtt, V5, "slow").await;
+            let mut slow = Device::clean(gateway.mqtt(), V5, "slow").await;
             slow.subscribe("news", 1).await;
-            let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
             for n in 0..10 {
                 publisher
                     .publish(Publish::new("news", 1, n.to_string()))
@@ -471,10 +471,10 @@ fn a_connect_may_be_smaller_than_what_follows_it() {
         let config = "[mqtt]\nconnect_bytes_max = 1000\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
         let large = Connect::new(V5, &"x".repeat(1_000));
-        let mut raw = Raw::open(gateway.mqtt).await;
+        let mut raw = Raw::open(gateway.mqtt()).await;
         raw.send(&moorline_tests::wire::connect(&large)).await;
         assert_eq!(raw.frame().await, None, "closed without an answer");
-        let mut device = Device::clean(gateway.mqtt, V5, &"x".repeat(900)).await;
+        let mut device = Device::clean(gateway.mqtt(), V5, &"x".repeat(900)).await;
         device.subscribe("big", 1).await;
         let publish = Publish::new("big", 1, "y".repeat(500_000));
         assert_eq!(device.publish(publish).await, 0);

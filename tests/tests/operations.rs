@@ -23,7 +23,7 @@ fn health_readiness_and_metrics_are_served() {
         let api = gateway.api();
         assert_eq!(api.get("/healthz").await.status, 200);
         assert_eq!(api.get("/readyz").await.status, 200);
-        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
         let id = api.push_text("car", "x").await;
         car.take().await;
         await_state(&api, &id, "delivered").await;
@@ -54,7 +54,7 @@ fn sigterm_under_load_loses_nothing() {
         let mut gateway = Gateway::start().await;
         let mut publishers = JoinSet::new();
         for n in 0..20 {
-            let address = gateway.mqtt;
+            let address = gateway.mqtt();
             publishers.spawn(async move {
                 let mut device = Device::clean(
                     address,
@@ -146,7 +146,7 @@ fn sigterm_under_load_loses_nothing() {
         }
         for (n, accepted) in pushers {
             assert!(!accepted.is_empty(), "no load");
-            let mut phone = Device::clean(gateway.mqtt, V5, &format!("phone-{n}")).await;
+            let mut phone = Device::clean(gateway.mqtt(), V5, &format!("phone-{n}")).await;
             for number in accepted {
                 assert_eq!(phone.take().await.text(), number, "phone-{n}");
             }
@@ -183,7 +183,7 @@ fn sigterm_answers_long_polls_and_closes_idle_devices_promptly() {
         let mut gateway = Gateway::start().await;
         let mut idle = Vec::new();
         for n in 0..50 {
-            idle.push(Device::clean(gateway.mqtt, V5, &format!("idle-{n}")).await);
+            idle.push(Device::clean(gateway.mqtt(), V5, &format!("idle-{n}")).await);
         }
         let api = gateway.api();
         let poll = tokio::spawn(async move { api.get("/v1/upstream?consumer=x&wait=50s").await });
@@ -220,7 +220,7 @@ fn logs_are_json_when_asked_for() {
             "[log]\nformat = \"json\"\nlevel = \"debug\"\n",
         ))
         .await;
-        let mut car = Device::clean(gateway.mqtt, V5, "car-7").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car-7").await;
         let id = gateway.api().push_text("car-7", "secret text").await;
         car.take().await;
         car.disconnect().await;
@@ -267,7 +267,7 @@ fn the_terminal_device_prints_pushes_and_sends_lines_upstream() {
             "device",
             "phone-1",
             "--mqtt",
-            &gateway.mqtt.to_string(),
+            &gateway.mqtt().to_string(),
         ]));
         eventually(SOON, "it is online", || async {
             (gateway.api().get("/v1/clients/phone-1").await.json()["online"] == true).then_some(())

@@ -275,7 +275,7 @@ async fn traffic(gateway: &Gateway, way: &Way<'_>, version: u8) {
     assert_eq!(body["address"], from.to_string(), "{id}: {body}");
     assert_eq!(body["transport"], way.transport, "{id}: {body}");
 
-    let mut other = Device::clean(gateway.mqtt, V5, &format!("{id}-other")).await;
+    let mut other = Device::clean(gateway.mqtt(), V5, &format!("{id}-other")).await;
     let (to, back) = (format!("to/{id}"), format!("back/{id}"));
     assert_eq!(device.subscribe(&to, 2).await, 2);
     assert_eq!(other.subscribe(&back, 2).await, 2);
@@ -358,8 +358,8 @@ fn the_same_traffic_goes_over_every_transport_and_behind_a_proxy() {
             transport,
         };
         let ways = [
-            way("tcp", gateway.mqtt, None, false, "tcp"),
-            way("ws", gateway.ws, None, true, "ws"),
+            way("tcp", gateway.mqtt(), None, false, "tcp"),
+            way("ws", gateway.ws(), None, true, "ws"),
             way(
                 "tls12",
                 at[0],

@@ -18,11 +18,11 @@ fn every_qos_reaches_every_qos_in_both_versions() {
                 let mut subscribers = Vec::new();
                 for granted in 0..3 {
                     let id = format!("sub-{granted}");
-                    let mut one = Device::clean(gateway.mqtt, subscriber_version, &id).await;
+                    let mut one = Device::clean(gateway.mqtt(), subscriber_version, &id).await;
                     assert_eq!(one.subscribe("a/b", granted).await, granted);
                     subscribers.push((granted, one));
                 }
-                let mut publisher = Device::clean(gateway.mqtt, publisher_version, "pub").await;
+                let mut publisher = Device::clean(gateway.mqtt(), publisher_version, "pub").await;
                 for qos in 0..3 {
                     let text = format!("q{qos}");
                     assert!(
@@ -86,9 +86,9 @@ fn wildcards_match_as_the_specification_says() {
         for version in VERSIONS {
             for (n, (filter, yes, no)) in cases.iter().enumerate() {
                 let mut subscriber =
-                    Device::clean(gateway.mqtt, version, &format!("sub-{n}")).await;
+                    Device::clean(gateway.mqtt(), version, &format!("sub-{n}")).await;
                 assert_eq!(subscriber.subscribe(filter, 0).await, 0);
-                let mut publisher = Device::clean(gateway.mqtt, version, "pub").await;
+                let mut publisher = Device::clean(gateway.mqtt(), version, "pub").await;
                 for topic in no.iter().chain(*yes) {
                     publisher.publish(Publish::new(topic, 1, *topic)).await;
                 }
@@ -112,10 +112,10 @@ fn unsubscribe_ends_the_delivery() {
     run(async {
         let gateway = Gateway::start().await;
         for version in VERSIONS {
-            let mut subscriber = Device::clean(gateway.mqtt, version, "sub").await;
+            let mut subscriber = Device::clean(gateway.mqtt(), version, "sub").await;
             subscriber.subscribe("a", 1).await;
             subscriber.subscribe("+/b", 1).await;
-            let mut publisher = Device::clean(gateway.mqtt, version, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "pub").await;
             publisher.publish(Publish::new("a", 1, "1")).await;
             assert_eq!(subscriber.take().await.text(), "1");
             subscriber.unsubscribe("a").await;
@@ -133,8 +133,8 @@ fn retained_messages_are_given_to_new_subscriptions_until_they_are_cleared() {
     run(async {
         let mut gateway = Gateway::start().await;
         for version in VERSIONS {
-            let mut publisher = Device::clean(gateway.mqtt, version, "pub").await;
-            let mut live = Device::clean(gateway.mqtt, version, "live").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "pub").await;
+            let mut live = Device::clean(gateway.mqtt(), version, "live").await;
             live.subscribe("state/#", 1).await;
             for (topic, qos) in [("state/a", 0), ("state/b", 1), ("state/c", 2)] {
                 publisher
@@ -150,7 +150,7 @@ fn retained_messages_are_given_to_new_subscriptions_until_they_are_cleared() {
                 .publish(Publish::new("state/b", 1, "newer").retained())
                 .await;
             live.take().await;
-            let mut late = Device::clean(gateway.mqtt, version, "late").await;
+            let mut late = Device::clean(gateway.mqtt(), version, "late").await;
             late.subscribe("state/+", 2).await;
             let mut got = Vec::new();
             for _ in 0..3 {
@@ -166,17 +166,17 @@ fn retained_messages_are_given_to_new_subscriptions_until_they_are_cleared() {
                     .publish(Publish::new(topic, 1, "").retained())
                     .await;
             }
-            let mut later = Device::clean(gateway.mqtt, version, "later").await;
+            let mut later = Device::clean(gateway.mqtt(), version, "later").await;
             later.subscribe("state/#", 2).await;
             later.has_nothing().await;
         }
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publisher
             .publish(Publish::new("state/kept", 1, "over a restart").retained())
             .await;
         gateway.sigterm().await;
         gateway.restart().await;
-        let mut late = Device::clean(gateway.mqtt, V5, "late").await;
+        let mut late = Device::clean(gateway.mqtt(), V5, "late").await;
         late.subscribe("state/#", 1).await;
         assert_eq!(late.take().await.text(), "over a restart");
         gateway.finish().await;
@@ -187,7 +187,7 @@ fn retained_messages_are_given_to_new_subscriptions_until_they_are_cleared() {
 fn retain_handling_no_local_and_retain_as_published_are_honoured() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut one = Device::clean(gateway.mqtt, V5, "one").await;
+        let mut one = Device::clean(gateway.mqtt(), V5, "one").await;
         one.publish(Publish::new("r", 1, "kept").retained()).await;
         // Retain handling 2: none; 1: only for a subscription that is new.
         one.subscribe("r", 1 | (2 << 4)).await;
@@ -214,15 +214,15 @@ fn retain_handling_no_local_and_retain_as_published_are_honoured() {
 fn properties_of_5_0_travel_with_the_message() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut subscriber = Device::clean(gateway.mqtt, V5, "sub").await;
+        let mut subscriber = Device::clean(gateway.mqtt(), V5, "sub").await;
         let identifier = vec![(property::SUBSCRIPTION_ID, Value::Var(300))];
         assert_eq!(
             subscriber.subscribe_with(&identifier, &[("a", 1)]).await,
             [1]
         );
-        let mut old = Device::clean(gateway.mqtt, V3, "old").await;
+        let mut old = Device::clean(gateway.mqtt(), V3, "old").await;
         old.subscribe("a", 1).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         let pair = |key: &str, value: &str| Value::Pair(key.into(), value.into());
         let publish = Publish::new("a", 1, "x")
             .with(property::CONTENT_TYPE, Value::Text(b"text/plain".to_vec()))
@@ -289,14 +289,14 @@ fn a_will_is_published_when_the_connection_breaks_and_not_after_a_disconnect() {
     run(async {
         let gateway = Gateway::start().await;
         for version in VERSIONS {
-            let mut watcher = Device::clean(gateway.mqtt, version, "watcher").await;
+            let mut watcher = Device::clean(gateway.mqtt(), version, "watcher").await;
             watcher.subscribe("wills/#", 2).await;
             for qos in 0..3 {
                 let connect = || Connect::new(version, "car").with_will(will(qos, false));
-                drop(Device::connect(gateway.mqtt, connect()).await);
+                drop(Device::connect(gateway.mqtt(), connect()).await);
                 let got = watcher.take().await;
                 assert_eq!((got.text().as_str(), got.qos), ("gone", qos));
-                Device::connect(gateway.mqtt, connect())
+                Device::connect(gateway.mqtt(), connect())
                     .await
                     .disconnect()
                     .await;
@@ -304,7 +304,7 @@ fn a_will_is_published_when_the_connection_breaks_and_not_after_a_disconnect() {
             }
             // A malformed packet is no proper end either.
             let mut bad = Device::connect(
-                gateway.mqtt,
+                gateway.mqtt(),
                 Connect::new(version, "car").with_will(will(1, false)),
             )
             .await;
@@ -320,16 +320,16 @@ fn a_will_is_published_when_the_connection_breaks_and_not_after_a_disconnect() {
 fn a_will_can_be_retained_delayed_and_asked_for_by_a_disconnect() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "watcher").await;
         watcher.subscribe("wills/#", 1).await;
         // DISCONNECT with will message (0x04).
         let connect = Connect::new(V5, "car").with_will(will(1, true));
-        Device::connect(gateway.mqtt, connect)
+        Device::connect(gateway.mqtt(), connect)
             .await
             .disconnect_with(0x04, &Vec::new())
             .await;
         assert_eq!(watcher.take().await.text(), "gone");
-        let mut late = Device::clean(gateway.mqtt, V5, "late").await;
+        let mut late = Device::clean(gateway.mqtt(), V5, "late").await;
         late.subscribe("wills/#", 1).await;
         assert!(late.take().await.retain);
         // A delayed will is not published when the device is back in time.
@@ -338,14 +338,14 @@ fn a_will_can_be_retained_delayed_and_asked_for_by_a_disconnect() {
             ..will(1, false)
         };
         let connect = Connect::new(V5, "car").persistent().with_will(delayed(60));
-        drop(Device::connect(gateway.mqtt, connect.clone()).await);
-        let back = Device::connect(gateway.mqtt, Connect::new(V5, "car").persistent()).await;
+        drop(Device::connect(gateway.mqtt(), connect.clone()).await);
+        let back = Device::connect(gateway.mqtt(), Connect::new(V5, "car").persistent()).await;
         back.disconnect().await;
         watcher.has_nothing().await;
         // And is published when it is not.
         let connect = Connect::new(V5, "car").persistent().with_will(delayed(1));
         let broken = std::time::Instant::now();
-        drop(Device::connect(gateway.mqtt, connect).await);
+        drop(Device::connect(gateway.mqtt(), connect).await);
         assert_eq!(watcher.take().await.text(), "gone");
         assert!(
             broken.elapsed() >= Duration::from_millis(900),
@@ -361,10 +361,10 @@ fn the_will_of_a_device_is_published_although_the_gateway_was_killed() {
     run(async {
         let mut gateway = Gateway::start().await;
         let mut watcher =
-            Device::connect(gateway.mqtt, Connect::new(V5, "watcher").persistent()).await;
+            Device::connect(gateway.mqtt(), Connect::new(V5, "watcher").persistent()).await;
         watcher.subscribe("wills/#", 1).await;
         let car = Device::connect(
-            gateway.mqtt,
+            gateway.mqtt(),
             Connect::new(V3, "car").with_will(will(1, false)),
         )
         .await;
@@ -372,7 +372,7 @@ fn the_will_of_a_device_is_published_although_the_gateway_was_killed() {
         drop(car);
         gateway.restart().await;
         let mut watcher =
-            Device::connect(gateway.mqtt, Connect::new(V5, "watcher").persistent()).await;
+            Device::connect(gateway.mqtt(), Connect::new(V5, "watcher").persistent()).await;
         assert_eq!(watcher.take().await.text(), "gone");
         gateway.finish().await;
     });
@@ -383,12 +383,12 @@ fn a_silent_device_is_closed_after_one_and_a_half_keep_alives() {
     run(async {
         let gateway = Gateway::start().await;
         for version in VERSIONS {
-            let mut watcher = Device::clean(gateway.mqtt, version, "watcher").await;
+            let mut watcher = Device::clean(gateway.mqtt(), version, "watcher").await;
             watcher.subscribe("wills/#", 0).await;
             let connect = Connect::new(version, "car")
                 .keep_alive(1)
                 .with_will(will(0, false));
-            let mut device = Device::connect(gateway.mqtt, connect).await;
+            let mut device = Device::connect(gateway.mqtt(), connect).await;
             let started = std::time::Instant::now();
             let reason = device.await_close(SOON).await;
             let lived = started.elapsed();
@@ -412,7 +412,8 @@ fn a_silent_device_is_closed_after_one_and_a_half_keep_alives() {
 fn pings_keep_a_device_connected() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut device = Device::connect(gateway.mqtt, Connect::new(V5, "car").keep_alive(1)).await;
+        let mut device =
+            Device::connect(gateway.mqtt(), Connect::new(V5, "car").keep_alive(1)).await;
         // Longer than any keep alive, each pause shorter than one and a half.
         for _ in 0..6 {
             tokio::time::sleep(Duration::from_millis(700)).await;
@@ -426,7 +427,7 @@ fn pings_keep_a_device_connected() {
 fn a_device_without_an_id_gets_one() {
     run(async {
         let gateway = Gateway::start().await;
-        let one = Device::connect(gateway.mqtt, Connect::new(V5, "")).await;
+        let one = Device::connect(gateway.mqtt(), Connect::new(V5, "")).await;
         let assigned = one
             .connack
             .iter()
@@ -435,12 +436,12 @@ fn a_device_without_an_id_gets_one() {
             matches!(assigned, Some((_, Value::Text(text))) if !text.is_empty()),
             "{assigned:?}"
         );
-        let mut first = Device::connect(gateway.mqtt, Connect::new(V3, "")).await;
-        let mut second = Device::connect(gateway.mqtt, Connect::new(V3, "")).await;
+        let mut first = Device::connect(gateway.mqtt(), Connect::new(V3, "")).await;
+        let mut second = Device::connect(gateway.mqtt(), Connect::new(V3, "")).await;
         first.ping().await;
         second.ping().await;
         // [MQTT-3.1.3-8]: without an id only a clean session is possible.
-        let refused = Device::try_connect(gateway.mqtt, Connect::new(V3, "").persistent()).await;
+        let refused = Device::try_connect(gateway.mqtt(), Connect::new(V3, "").persistent()).await;
         assert!(refused.unwrap_err().contains("code: 2"));
         gateway.finish().await;
     });
@@ -452,9 +453,9 @@ fn the_message_larger_than_the_device_takes_is_not_sent() {
         let gateway = Gateway::start().await;
         let connect =
             Connect::new(V5, "small").with(property::MAXIMUM_PACKET_SIZE, Value::Four(100));
-        let mut small = Device::connect(gateway.mqtt, connect).await;
+        let mut small = Device::connect(gateway.mqtt(), connect).await;
         small.subscribe("a", 1).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publisher
             .publish(Publish::new("a", 1, vec![b'x'; 200]))
             .await;
@@ -469,7 +470,7 @@ fn receive_maximum_bounds_what_is_in_flight() {
     run(async {
         let gateway = Gateway::start().await;
         let connect = Connect::new(V5, "narrow").with(property::RECEIVE_MAXIMUM, Value::Two(3));
-        let mut narrow = Device::connect(gateway.mqtt, connect).await;
+        let mut narrow = Device::connect(gateway.mqtt(), connect).await;
         let api = gateway.api();
         crate::support::push_numbered(&api, "narrow", 0..10).await;
         let mut open = Vec::new();

@@ -21,7 +21,7 @@ fn a_push_arrives_at_a_connected_device_and_its_receipt_says_so() {
         let api = gateway.api();
         for version in VERSIONS {
             for qos in [1, 2] {
-                let mut device = Device::clean(gateway.mqtt, version, "car-7").await;
+                let mut device = Device::clean(gateway.mqtt(), version, "car-7").await;
                 // A session that has just begun reads its inbox first: up to then a push waits for that.
                 let first = api.push_text("car-7", "first").await;
                 assert_eq!(device.take().await.text(), "first");
@@ -83,7 +83,7 @@ fn pushes_to_an_offline_device_arrive_in_order_when_it_connects() {
         assert_eq!(waiting(&gateway.api(), "car").await, 300);
         gateway.sigterm().await;
         gateway.restart().await;
-        let mut device = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut device = Device::clean(gateway.mqtt(), V3, "car").await;
         for number in 0..300 {
             let got = device.take().await;
             assert_eq!(
@@ -104,7 +104,7 @@ fn every_kind_of_payload_arrives_as_it_was_given() {
     run(async {
         let gateway = Gateway::start().await;
         let api = gateway.api();
-        let mut device = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "car").await;
         let cases: [(serde_json::Value, &[u8]); 6] = [
             (json!({"payload": "text é"}), "text é".as_bytes()),
             (json!({"payload": ""}), b""),
@@ -152,8 +152,8 @@ fn every_kind_of_payload_arrives_as_it_was_given() {
 fn a_push_to_a_topic_elsewhere_reaches_the_named_client_without_a_subscription() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
-        let mut other = Device::clean(gateway.mqtt, V3, "other").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
+        let mut other = Device::clean(gateway.mqtt(), V3, "other").await;
         other.subscribe("#", 1).await;
         let body = json!({"to": {"client": "car"}, "topic": "some/where", "payload": "x"});
         gateway.api().push(&body).await.expect(202);
@@ -173,7 +173,7 @@ fn a_devices_own_topics_belong_to_it_alone() {
         let gateway = Gateway::start().await;
         let mut car = resume(&gateway, V5, "car").await;
         car.subscribe("d/car/#", 1).await;
-        let mut nosy = Device::clean(gateway.mqtt, V5, "nosy").await;
+        let mut nosy = Device::clean(gateway.mqtt(), V5, "nosy").await;
         for filter in ["#", "d/+/push", "d/car/push"] {
             // Granted or refused: what counts is that nothing arrives.
             nosy.subscribe(filter, 1).await;
@@ -205,7 +205,7 @@ fn a_topic_push_reaches_every_subscriber_and_persistent_sessions_that_are_away()
     run(async {
         let gateway = Gateway::start().await;
         let api = gateway.api();
-        let mut live = Device::clean(gateway.mqtt, V3, "live").await;
+        let mut live = Device::clean(gateway.mqtt(), V3, "live").await;
         live.subscribe("news/+", 1).await;
         let mut away = resume(&gateway, V5, "away").await;
         away.subscribe("news/#", 1).await;
@@ -216,7 +216,7 @@ fn a_topic_push_reaches_every_subscriber_and_persistent_sessions_that_are_away()
         assert_eq!(live.take().await.text(), "hello");
         let mut away = resume(&gateway, V5, "away").await;
         assert_eq!(away.take().await.text(), "hello");
-        let mut late = Device::clean(gateway.mqtt, V5, "late").await;
+        let mut late = Device::clean(gateway.mqtt(), V5, "late").await;
         late.subscribe("news/a", 1).await;
         let kept = late.take().await;
         assert!(kept.retain && kept.text() == "hello");
@@ -240,7 +240,7 @@ fn a_qos_0_push_is_sent_now_or_dropped() {
         let api = gateway.api();
         let body = json!({"to": {"client": "car"}, "payload": "x", "qos": 0});
         assert_eq!(api.push(&body).await.expect(202)["state"], "dropped");
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         car.has_nothing().await;
         assert_eq!(api.push(&body).await.expect(202)["state"], "sent");
         assert_eq!(car.take().await.qos, 0);
@@ -264,7 +264,7 @@ fn a_push_ends_as_expired_when_its_time_is_over() {
         let receipt = await_state(&api, &id, "expired").await;
         assert_eq!(timeline(&receipt), ["accepted", "expired"]);
         await_waiting(&api, "car", 1).await;
-        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
         assert_eq!(car.take().await.text(), "long");
         car.has_nothing().await;
         gateway.finish().await;
@@ -276,7 +276,7 @@ fn a_device_that_refuses_a_push_ends_it_as_rejected() {
     run(async {
         let gateway = Gateway::start().await;
         let api = gateway.api();
-        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
         let id = api.push_text("car", "unwanted").await;
         let got = car.next_publish().await;
         car.send(&wire::puback_with(got.packet_id, 0x99))
@@ -296,7 +296,7 @@ fn a_push_larger_than_the_device_takes_ends_and_does_not_block_the_next() {
         let api = gateway.api();
         let connect =
             Connect::new(V5, "small").with(property::MAXIMUM_PACKET_SIZE, Value::Four(300));
-        let mut small = Device::connect(gateway.mqtt, connect).await;
+        let mut small = Device::connect(gateway.mqtt(), connect).await;
         let id = api.push_text("small", &"x".repeat(1000)).await;
         api.push_text("small", "fits").await;
         assert_eq!(small.take().await.text(), "fits");
@@ -319,7 +319,7 @@ fn a_push_can_be_cancelled_until_it_is_delivered() {
         let cancelled = api.delete(&format!("/v1/messages/{id}")).await;
         assert!(matches!(cancelled.status, 200 | 204), "{cancelled:?}");
         assert_eq!(api.state_of(&id).await, "cancelled");
-        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
         assert_eq!(car.take().await.text(), "arrives");
         car.has_nothing().await;
         let id = api.push_text("car", "too late").await;
@@ -371,7 +371,7 @@ fn an_idempotency_key_makes_a_repeated_push_one_message() {
         gateway.restart().await;
         let third = push(gateway.api(), "order-1", "once").await;
         assert_eq!(third.json()["id"], id, "the key is known after a kill");
-        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
         for text in ["once", "twice", "together"] {
             assert_eq!(car.take().await.text(), text);
         }
@@ -591,9 +591,9 @@ fn clients_are_listed_with_filters_and_pages() {
         let api = gateway.api();
         let mut devices = Vec::new();
         for n in 0..5 {
-            devices.push(Device::clean(gateway.mqtt, V5, &format!("car-{n}")).await);
+            devices.push(Device::clean(gateway.mqtt(), V5, &format!("car-{n}")).await);
         }
-        devices.push(Device::clean(gateway.mqtt, V3, "bike/1 é").await);
+        devices.push(Device::clean(gateway.mqtt(), V3, "bike/1 é").await);
         api.push_text("van-1", "waits").await;
         let ids = |body: &serde_json::Value| -> Vec<String> {
             let list = body["clients"]
@@ -693,7 +693,7 @@ fn a_thousand_concurrent_pushes_arrive_once_each() {
         for n in 0..20 {
             devices.push(
                 Device::clean(
-                    gateway.mqtt,
+                    gateway.mqtt(),
                     if n % 2 == 0 { V3 } else { V5 },
                     &format!("car-{n}"),
                 )
@@ -760,7 +760,7 @@ fn the_api_describes_itself() {
 fn the_trace_of_a_push_travels_to_the_device() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
         let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let api = gateway.api();
         let request = api
@@ -777,7 +777,7 @@ fn a_push_is_delivered_at_once_although_its_caller_hangs_up() {
     run(async {
         let gateway = Gateway::start().await;
         let api = gateway.api();
-        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
         let body = to("car", "x").to_string();
         let request = format!(
             "POST /v1/push HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -810,15 +810,15 @@ fn a_device_cannot_take_over_the_receipt_of_a_push_by_its_message_id() {
         let gateway = Gateway::start().await;
         let api = gateway.api();
         let id = api.push_text("victim", "mine").await;
-        let mut other = Device::clean(gateway.mqtt, V5, "other").await;
+        let mut other = Device::clean(gateway.mqtt(), V5, "other").await;
         let name = Value::Pair("message-id".into(), id.clone());
         let forged = Publish::new("d/elsewhere/x", 1, "forged").with(property::USER_PROPERTY, name);
         assert!(other.publish(forged).await < 0x80);
         let receipt = api.get(&format!("/v1/messages/{id}")).await.expect(200);
         assert_eq!(receipt["to"], json!({"client": "victim"}));
-        let mut elsewhere = Device::clean(gateway.mqtt, V5, "elsewhere").await;
+        let mut elsewhere = Device::clean(gateway.mqtt(), V5, "elsewhere").await;
         assert_eq!(elsewhere.take().await.text(), "forged");
-        let mut victim = Device::clean(gateway.mqtt, V5, "victim").await;
+        let mut victim = Device::clean(gateway.mqtt(), V5, "victim").await;
         assert_eq!(victim.take().await.text(), "mine");
         crate::support::await_state(&api, &id, "delivered").await;
         gateway.finish().await;

@@ -18,7 +18,7 @@ fn a_persistent_session_gets_what_was_published_while_it_was_away() {
             device.subscribe(&format!("own/{version}"), 1).await;
             device.disconnect().await;
         }
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         for n in 0..50 {
             publisher
                 .publish(Publish::new("news/x", 1 + n % 2, n.to_string()))
@@ -42,7 +42,7 @@ fn a_persistent_session_gets_what_was_published_while_it_was_away() {
                 assert_eq!(device.take().await.text(), n.to_string());
             }
             device.has_nothing().await;
-            let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
             publisher
                 .publish(Publish::new(&format!("own/{version}"), 1, "live"))
                 .await;
@@ -65,7 +65,7 @@ fn what_was_not_acknowledged_comes_again_with_dup_and_the_same_packet_identifier
             let id = format!("car-{version}");
             let mut device = resume(&gateway, version, &id).await;
             device.subscribe("a", 1).await;
-            let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
             for n in 0..3 {
                 publisher.publish(Publish::new("a", 1, n.to_string())).await;
             }
@@ -101,17 +101,17 @@ fn a_clean_session_leaves_nothing_behind() {
     run(async {
         let gateway = Gateway::start().await;
         for version in VERSIONS {
-            let mut device = Device::clean(gateway.mqtt, version, "car").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "car").await;
             device.subscribe("a", 1).await;
             device.disconnect().await;
-            let mut publisher = Device::clean(gateway.mqtt, version, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "pub").await;
             publisher.publish(Publish::new("a", 1, "missed")).await;
             let mut again = resume(&gateway, version, "car").await;
             assert!(!again.session_present);
             again.has_nothing().await;
             // For the next round: drop what `resume` made.
             drop(again);
-            Device::clean(gateway.mqtt, version, "car")
+            Device::clean(gateway.mqtt(), version, "car")
                 .await
                 .disconnect()
                 .await;
@@ -128,20 +128,20 @@ fn a_session_ends_with_its_expiry_interval() {
             clean_start,
             ..Connect::new(V5, "car").with(property::SESSION_EXPIRY, Value::Four(1))
         };
-        let mut device = Device::connect(gateway.mqtt, connect(true)).await;
+        let mut device = Device::connect(gateway.mqtt(), connect(true)).await;
         device.subscribe("a", 1).await;
         device.disconnect().await;
-        let back = Device::connect(gateway.mqtt, connect(false)).await;
+        let back = Device::connect(gateway.mqtt(), connect(false)).await;
         assert!(back.session_present, "within the interval");
         back.disconnect().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publisher
             .publish(Publish::new("a", 1, "of the session"))
             .await;
         gateway.api().push_text("car", "of the backend").await;
         // The session's entry ends with it.
         await_waiting(&gateway.api(), "car", 1).await;
-        let mut late = Device::connect(gateway.mqtt, connect(false)).await;
+        let mut late = Device::connect(gateway.mqtt(), connect(false)).await;
         assert!(!late.session_present, "after the interval");
         assert_eq!(
             late.take().await.text(),
@@ -169,7 +169,7 @@ fn a_disconnect_can_change_the_expiry_interval() {
 fn a_qos_2_publish_repeated_with_dup_is_one_message() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut subscriber = Device::clean(gateway.mqtt, V5, "sub").await;
+        let mut subscriber = Device::clean(gateway.mqtt(), V5, "sub").await;
         subscriber.subscribe("a", 2).await;
         for version in VERSIONS {
             let mut device = resume(&gateway, version, "pub").await;
@@ -216,7 +216,7 @@ fn a_session_can_be_resumed_by_the_other_version() {
         let mut device = resume(&gateway, V3, "car").await;
         device.subscribe("a", 1).await;
         device.disconnect().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publisher.publish(Publish::new("a", 1, "x")).await;
         let mut device = resume(&gateway, V5, "car").await;
         assert!(device.session_present);
@@ -231,12 +231,12 @@ fn what_was_acknowledged_does_not_come_again_on_a_fast_reconnect() {
         let gateway = Gateway::start().await;
         let api = gateway.api();
         for round in 0..20 {
-            let mut device = Device::clean(gateway.mqtt, V5, "quick").await;
+            let mut device = Device::clean(gateway.mqtt(), V5, "quick").await;
             api.push_text("quick", &round.to_string()).await;
             assert_eq!(device.take().await.text(), round.to_string());
             device.disconnect().await;
         }
-        let mut device = Device::clean(gateway.mqtt, V5, "quick").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "quick").await;
         device.has_nothing().await;
         gateway.finish().await;
     });

@@ -15,7 +15,7 @@ const FILTER: &str = "$share/g/job/+";
 
 /// A member with a session that ends with its connection.
 async fn member(gateway: &Gateway, version: u8, id: &str, qos: u8) -> Device {
-    let mut device = Device::clean(gateway.mqtt, version, id).await;
+    let mut device = Device::clean(gateway.mqtt(), version, id).await;
     assert_eq!(device.subscribe(FILTER, qos).await, qos, "granted");
     device
 }
@@ -56,7 +56,7 @@ fn members_take_turns_whatever_version_they_speak() {
             for (n, version) in [V3, V5, V5].into_iter().enumerate() {
                 members.push(member(&gateway, version, &format!("m{n}"), 2).await);
             }
-            let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
             publish(&mut publisher, qos, 0..12).await;
             let mut all = Vec::new();
             for one in &mut members {
@@ -79,14 +79,14 @@ fn members_take_turns_whatever_version_they_speak() {
 fn a_member_gets_its_own_qos_identifier_and_retain_flag() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut device = Device::clean(gateway.mqtt, V5, "m").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "m").await;
         let absent_or_true = device
             .connack
             .iter()
             .all(|(id, value)| *id != 0x2A || *value == Value::Byte(1));
         assert!(absent_or_true, "shared subscriptions are announced");
         let retain_as_published = 0x08;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publisher
             .publish(Publish::new("job/x", 1, "old").retained())
             .await;
@@ -126,11 +126,11 @@ fn a_message_that_no_member_takes_is_not_offered_to_all_of_a_large_group() {
         for n in 0..MEMBERS {
             let connect = Connect::new(V5, &format!("m{n}"));
             let connect = connect.with(property::MAXIMUM_PACKET_SIZE, Value::Four(64));
-            let mut device = Device::connect(gateway.mqtt, connect).await;
+            let mut device = Device::connect(gateway.mqtt(), connect).await;
             assert_eq!(device.subscribe(FILTER, 1).await, 1);
             members.push(device);
         }
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publisher
             .publish(Publish::new("job/x", 1, vec![b'x'; 100]))
             .await;
@@ -155,7 +155,7 @@ fn a_message_that_no_member_takes_is_not_offered_to_all_of_a_large_group() {
 fn retained_messages_are_not_sent_on_a_shared_subscribe() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publisher
             .publish(Publish::new("job/x", 1, "kept").retained())
             .await;
@@ -177,13 +177,13 @@ fn groups_and_ordinary_subscriptions_each_get_a_copy() {
     run(async {
         let gateway = Gateway::start().await;
         for version in VERSIONS {
-            let mut one = Device::clean(gateway.mqtt, version, "one").await;
+            let mut one = Device::clean(gateway.mqtt(), version, "one").await;
             for filter in ["job/#", FILTER, "$share/g/job/x", "$share/h/job/+"] {
                 assert_eq!(one.subscribe(filter, 1).await, 1);
             }
-            let mut other = Device::clean(gateway.mqtt, version, "other").await;
+            let mut other = Device::clean(gateway.mqtt(), version, "other").await;
             other.subscribe("$share/h/job/+", 1).await;
-            let mut publisher = Device::clean(gateway.mqtt, version, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "pub").await;
             publish(&mut publisher, 1, 0..2).await;
             let mut texts = take_texts(&mut one, 7).await;
             texts.sort_unstable();
@@ -221,7 +221,7 @@ fn a_malformed_shared_filter_or_no_local_ends_the_connection_with_its_reason() {
         ];
         for filter in bad {
             for version in VERSIONS {
-                let mut device = Device::clean(gateway.mqtt, version, "bad").await;
+                let mut device = Device::clean(gateway.mqtt(), version, "bad").await;
                 let bytes = wire::subscribe(version, 1, &Vec::new(), &[(filter, 0)]);
                 device.send(&bytes).await.unwrap();
                 let reason = device.await_close(Duration::from_secs(5)).await;
@@ -230,13 +230,13 @@ fn a_malformed_shared_filter_or_no_local_ends_the_connection_with_its_reason() {
             }
         }
         let no_local = 0x04;
-        let mut device = Device::clean(gateway.mqtt, V5, "no-local").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "no-local").await;
         let bytes = wire::subscribe(V5, 1, &Vec::new(), &[(FILTER, no_local)]);
         device.send(&bytes).await.unwrap();
         let reason = device.await_close(Duration::from_secs(5)).await;
         assert_eq!(reason, Some(0x82), "[MQTT-3.8.3-4]");
         // A name that only begins alike is an ordinary filter.
-        let mut device = Device::clean(gateway.mqtt, V5, "alike").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "alike").await;
         assert_eq!(device.subscribe("$shared/g/x", 1).await, 1);
         gateway.finish().await;
     });
@@ -246,11 +246,11 @@ fn a_malformed_shared_filter_or_no_local_ends_the_connection_with_its_reason() {
 fn the_publisher_may_be_a_member_and_device_topics_are_nobodys() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut thief = Device::clean(gateway.mqtt, V5, "thief").await;
+        let mut thief = Device::clean(gateway.mqtt(), V5, "thief").await;
         for filter in ["$share/g/#", "$share/g/d/#", "$share/g/d/owner/push"] {
             thief.subscribe(filter, 1).await;
         }
-        let mut owner = Device::clean(gateway.mqtt, V5, "owner").await;
+        let mut owner = Device::clean(gateway.mqtt(), V5, "owner").await;
         gateway.api().push_text("owner", "pushed").await;
         assert_eq!(owner.take().await.text(), "pushed");
         thief
@@ -269,10 +269,10 @@ fn a_member_without_room_is_left_out_until_it_has_room() {
     run(async {
         let gateway = Gateway::start().await;
         let narrow = Connect::new(V5, "slow").with(property::RECEIVE_MAXIMUM, Value::Two(2));
-        let mut slow = Device::connect(gateway.mqtt, narrow).await;
+        let mut slow = Device::connect(gateway.mqtt(), narrow).await;
         slow.subscribe(FILTER, 1).await;
         let mut quick = member(&gateway, V5, "quick", 1).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publish(&mut publisher, 1, 0..20).await;
         assert_eq!(take_texts(&mut quick, 18).await.len(), 18);
         let (first, second) = (slow.next_publish().await, slow.next_publish().await);
@@ -293,9 +293,9 @@ fn what_a_clean_session_had_not_acknowledged_goes_to_another_member() {
         let gateway = Gateway::start().await;
         for version in VERSIONS {
             let narrow = Connect::new(V5, "leaver").with(property::RECEIVE_MAXIMUM, Value::Two(2));
-            let mut leaver = Device::connect(gateway.mqtt, narrow).await;
+            let mut leaver = Device::connect(gateway.mqtt(), narrow).await;
             leaver.subscribe(FILTER, 2).await;
-            let mut publisher = Device::clean(gateway.mqtt, version, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "pub").await;
             // Two in flight, the rest waits for room.
             publish(&mut publisher, 1, 0..1).await;
             publish(&mut publisher, 2, 1..4).await;
@@ -330,7 +330,7 @@ fn what_a_member_rejects_is_offered_to_nobody_else() {
             } else {
                 member(&gateway, V5, "refuser", 2).await
             };
-            let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
             publish(&mut publisher, 1, 0..1).await;
             publish(&mut publisher, 2, 1..2).await;
             let (first, second) = (refuser.next_publish().await, refuser.next_publish().await);
@@ -365,7 +365,7 @@ fn an_absent_member_gets_nothing_while_another_is_there_and_its_share_when_none_
                 lasting(&gateway, version, id, 1).await.disconnect().await;
             }
             let mut here = lasting(&gateway, version, "here", 1).await;
-            let mut publisher = Device::clean(gateway.mqtt, version, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "pub").await;
             publish(&mut publisher, 1, 0..10).await;
             assert_eq!(take_texts(&mut here, 10).await.len(), 10);
             here.unsubscribe(FILTER).await;
@@ -395,10 +395,10 @@ fn what_waited_for_a_persistent_session_goes_to_another_member_when_it_ends() {
             let expiry_s = if *way == "expiry" { 1 } else { 1000 };
             let connect =
                 session_expiry(V5, &id, expiry_s).with(property::RECEIVE_MAXIMUM, Value::Two(2));
-            let mut leaver = Device::connect(gateway.mqtt, connect).await;
+            let mut leaver = Device::connect(gateway.mqtt(), connect).await;
             leaver.subscribe(FILTER, 2).await;
             leaver.subscribe("own", 1).await;
-            let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
             publish(&mut publisher, 1, 0..1).await;
             publish(&mut publisher, 2, 1..3).await;
             publish(&mut publisher, 1, 3..4).await;
@@ -410,12 +410,12 @@ fn what_waited_for_a_persistent_session_goes_to_another_member_when_it_ends() {
             let mut heir = lasting(&gateway, V5, "heir", 2).await;
             if round != 1 {
                 heir.disconnect().await;
-                heir = Device::clean(gateway.mqtt, V5, "nobody").await;
+                heir = Device::clean(gateway.mqtt(), V5, "nobody").await;
             }
             match *way {
                 "clean start" => {
                     drop(leaver);
-                    let mut again = Device::clean(gateway.mqtt, V5, &id).await;
+                    let mut again = Device::clean(gateway.mqtt(), V5, &id).await;
                     assert!(!again.session_present);
                     again.has_nothing().await;
                 }
@@ -452,7 +452,7 @@ fn a_persistent_member_that_comes_back_completes_what_it_was_sent() {
         let gateway = Gateway::start().await;
         for version in VERSIONS {
             let mut member_a = lasting(&gateway, version, "a", 2).await;
-            let mut publisher = Device::clean(gateway.mqtt, version, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "pub").await;
             publish(&mut publisher, 2, 0..2).await;
             let first = member_a.next_publish().await;
             let second = member_a.next_publish().await;
@@ -499,7 +499,7 @@ fn a_full_inbox_sends_the_message_to_another_member() {
             for id in ["a", "b"] {
                 lasting(&gateway, V5, id, 1).await.disconnect().await;
             }
-            let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
             let api = gateway.api();
             // Only "a" is at its limit at first.
             for n in 0..3 {
@@ -525,17 +525,17 @@ fn shared_subscriptions_and_what_waits_for_them_survive_kill_9() {
         for id in ["a", "b"] {
             lasting(&gateway, V5, id, 2).await.disconnect().await;
         }
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publish(&mut publisher, 1, 0..6).await;
         publish(&mut publisher, 2, 6..10).await;
         gateway.kill9();
         gateway.restart().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         publish(&mut publisher, 1, 10..12).await;
         let mut a = resume(&gateway, V5, "a").await;
         let mut all = take_texts(&mut a, 6).await;
         // Its session ends: what waits there for "b" is found with its group after the restart too.
-        let gone = Device::clean(gateway.mqtt, V5, "b").await;
+        let gone = Device::clean(gateway.mqtt(), V5, "b").await;
         gone.disconnect().await;
         all.extend(take_texts(&mut a, 6).await);
         a.has_nothing().await;
@@ -554,9 +554,9 @@ fn a_qos_2_message_that_was_sent_just_before_kill_9_is_nobody_elses() {
             lasting(&gateway, V5, "heir", 2).await.disconnect().await;
             let connect =
                 session_expiry(V5, "leaver", 2).with(property::RECEIVE_MAXIMUM, Value::Two(1));
-            let mut leaver = Device::connect(gateway.mqtt, connect).await;
+            let mut leaver = Device::connect(gateway.mqtt(), connect).await;
             leaver.subscribe(FILTER, 2).await;
-            let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
             publish(&mut publisher, 2, 0..1).await;
             assert_eq!(leaver.next_publish().await.text(), "0");
             if ends_before {
@@ -590,7 +590,7 @@ fn subscriptions_max_counts_shared_subscriptions_too() {
     run(async {
         let config = "[mqtt]\nsubscriptions_max = 2\ntopic_levels_max = 3\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
-        let mut device = Device::clean(gateway.mqtt, V5, "many").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "many").await;
         assert_eq!(device.subscribe("$share/g/a", 1).await, 1);
         assert_eq!(device.subscribe("$share/g/a/b/c/d", 1).await, 0x8F);
         assert_eq!(device.subscribe("$share/g/a/b/c", 1).await, 1);
@@ -610,7 +610,7 @@ fn mosquitto_subscribers_share_a_group() {
             let args = ["-V", version, "-i", &id, "-q", "1", "-t", "$share/g/x"];
             subscribers.push(Running::start(&mut mosquitto(
                 "mosquitto_sub",
-                gateway.mqtt,
+                gateway.mqtt(),
                 &args,
             )));
         }
@@ -622,7 +622,7 @@ fn mosquitto_subscribers_share_a_group() {
             })
             .await;
         }
-        let mut publisher = Device::clean(gateway.mqtt, V5, "pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
         for number in 0..6 {
             let text = number.to_string();
             publisher.publish(Publish::new("x", 1, text)).await;

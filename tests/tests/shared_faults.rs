@@ -270,15 +270,15 @@ fn every_acknowledged_message_reaches_a_member_while_members_leave_and_crash() {
                 &mut random,
             ));
         }
-        members[0].drain(gateway.mqtt, QUIET).await;
+        members[0].drain(gateway.mqtt(), QUIET).await;
         let stop = Arc::new(AtomicBool::new(false));
         let mut working = JoinSet::new();
         for member in members {
-            working.spawn(member.work(gateway.mqtt, Arc::clone(&stop)));
+            working.spawn(member.work(gateway.mqtt(), Arc::clone(&stop)));
         }
         let mut acknowledged = BTreeSet::new();
         for round in 0..rounds() {
-            publish_numbers(gateway.mqtt, 1, round * 200, 200, &mut acknowledged).await;
+            publish_numbers(gateway.mqtt(), 1, round * 200, 200, &mut acknowledged).await;
         }
         assert_eq!(acknowledged.len() as u64, rounds() * 200);
         stop.store(true, Ordering::Relaxed);
@@ -286,14 +286,14 @@ fn every_acknowledged_message_reaches_a_member_while_members_leave_and_crash() {
         members.sort_by(|a, b| a.id.cmp(&b.id));
         // The others' sessions have ended or do so; the anchor gets what they leave.
         for member in &members[1..] {
-            Device::clean(gateway.mqtt, V5, &member.id)
+            Device::clean(gateway.mqtt(), V5, &member.id)
                 .await
                 .disconnect()
                 .await;
         }
         let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         loop {
-            members[0].drain(gateway.mqtt, QUIET).await;
+            members[0].drain(gateway.mqtt(), QUIET).await;
             let seen = who_has_seen(&members);
             let missing: Vec<_> = acknowledged
                 .iter()
@@ -324,15 +324,15 @@ async fn kill_rounds(
     let mut acknowledged = BTreeSet::new();
     let mut next = 0;
     for member in &mut members {
-        member.drain(gateway.mqtt, Duration::from_millis(1)).await;
+        member.drain(gateway.mqtt(), Duration::from_millis(1)).await;
     }
     for _ in 0..rounds().div_ceil(2) {
         let stop = Arc::new(AtomicBool::new(false));
         let mut working = JoinSet::new();
         for member in members {
-            working.spawn(member.work(gateway.mqtt, Arc::clone(&stop)));
+            working.spawn(member.work(gateway.mqtt(), Arc::clone(&stop)));
         }
-        let address = gateway.mqtt;
+        let address = gateway.mqtt();
         let publishing = tokio::spawn(async move {
             let mut acknowledged = BTreeSet::new();
             let next = publish_numbers(address, qos, next, 100_000, &mut acknowledged).await;
@@ -348,7 +348,7 @@ async fn kill_rounds(
         gateway.restart().await;
     }
     for member in &mut members {
-        member.drain(gateway.mqtt, QUIET).await;
+        member.drain(gateway.mqtt(), QUIET).await;
     }
     assert!(acknowledged.len() > 20, "the gateway was under load");
     (members, acknowledged)

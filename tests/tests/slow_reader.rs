@@ -29,7 +29,7 @@ async fn push_while_others_live(
 ) {
     let api = gateway.api();
     let before = gateway.rss_bytes();
-    let mut other = Device::clean(gateway.mqtt, V5, other_id).await;
+    let mut other = Device::clean(gateway.mqtt(), V5, other_id).await;
     let mut highest = before;
     let mut slowest = Duration::ZERO;
     for number in 0..PUSHES {
@@ -78,7 +78,8 @@ fn a_device_that_stops_reading_and_reads_again_gets_everything_in_order() {
 fn a_device_that_stops_reading_and_reconnects_gets_everything_in_order() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut stuck = Device::connect(gateway.mqtt, Connect::new(V3, "stuck").persistent()).await;
+        let mut stuck =
+            Device::connect(gateway.mqtt(), Connect::new(V3, "stuck").persistent()).await;
         push_while_others_live(&gateway, &mut stuck, "stuck", "other").await;
         drop(stuck);
         let mut again = resume(&gateway, V3, "stuck").await;
@@ -94,11 +95,11 @@ fn a_device_that_stops_reading_and_reconnects_gets_everything_in_order() {
 fn a_subscriber_that_stops_reading_does_not_make_the_server_grow() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut stuck = Device::clean(gateway.mqtt, V3, "stuck").await;
+        let mut stuck = Device::clean(gateway.mqtt(), V3, "stuck").await;
         assert_eq!(stuck.subscribe("flood", 0).await, 0);
-        let mut live = Device::clean(gateway.mqtt, V3, "live").await;
+        let mut live = Device::clean(gateway.mqtt(), V3, "live").await;
         assert_eq!(live.subscribe("flood", 0).await, 0);
-        let mut publisher = Device::clean(gateway.mqtt, V3, "publisher").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V3, "publisher").await;
         let before = gateway.rss_bytes();
         let payload = vec![b'x'; 4096];
         // 80 MB, far more than any socket buffer takes.
@@ -121,7 +122,7 @@ fn a_subscriber_that_stops_reading_does_not_make_the_server_grow() {
 fn a_device_that_leaves_its_answers_unread_does_not_make_the_server_grow() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut socket = TcpStream::connect(gateway.mqtt).await.unwrap();
+        let mut socket = TcpStream::connect(gateway.mqtt()).await.unwrap();
         let hello = wire::connect(&Connect::new(V5, "deaf"));
         socket.write_all(&hello).await.unwrap();
         let before = gateway.rss_bytes();
@@ -142,7 +143,7 @@ fn a_device_that_leaves_its_answers_unread_does_not_make_the_server_grow() {
             grown < 16 << 20,
             "grown by {grown} bytes for {sent} bytes of pings"
         );
-        let mut other = Device::clean(gateway.mqtt, V5, "other").await;
+        let mut other = Device::clean(gateway.mqtt(), V5, "other").await;
         other.ping().await;
         gateway.finish().await;
     });

@@ -196,12 +196,12 @@ fn flags_win_over_the_environment_over_the_file_over_the_defaults() {
             ..Options::default()
         };
         let gateway = Gateway::start_with(options).await;
-        assert_eq!(gateway.mqtt.port(), in_file);
+        assert_eq!(gateway.mqtt().port(), in_file);
         assert_eq!(gateway.http.port(), in_environment);
-        assert_eq!(gateway.ws.port(), by_flag);
+        assert_eq!(gateway.ws().port(), by_flag);
         assert!(gateway.work_dir().join("from-the-environment").is_dir());
         assert!(!gateway.work_dir().join("moorline-data").exists());
-        let device = Device::clean(gateway.mqtt, V5, "car").await;
+        let device = Device::clean(gateway.mqtt(), V5, "car").await;
         let receive_maximum = device
             .connack
             .iter()
@@ -264,7 +264,7 @@ fn a_data_directory_of_a_newer_version_is_refused_by_name() {
         );
         std::fs::write(&file, before).unwrap();
         gateway.restart().await;
-        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
         assert_eq!(car.take().await.text(), "keep me", "nothing was touched");
         gateway.finish().await;
     });

@@ -23,7 +23,7 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
 }
 
 pub(crate) async fn resume(gateway: &Gateway, version: u8, id: &str) -> Device {
-    Device::connect(gateway.mqtt, Connect::new(version, id).persistent()).await
+    Device::connect(gateway.mqtt(), Connect::new(version, id).persistent()).await
 }
 
 /// Pushes numbered texts one after the other; each is accepted before the next is sent.

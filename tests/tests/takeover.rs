@@ -19,13 +19,13 @@ const SESSION_TAKEN_OVER: u8 = 0x8E;
 fn the_older_connection_is_told_session_taken_over() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut older = Device::clean(gateway.mqtt, V5, "car").await;
-        let mut newer = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut older = Device::clean(gateway.mqtt(), V5, "car").await;
+        let mut newer = Device::clean(gateway.mqtt(), V5, "car").await;
         assert_eq!(older.await_close(SOON).await, Some(SESSION_TAKEN_OVER));
         newer.ping().await;
-        let mut newest = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut newest = Device::clean(gateway.mqtt(), V3, "car").await;
         assert_eq!(newer.await_close(SOON).await, Some(SESSION_TAKEN_OVER));
-        let mut last = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut last = Device::clean(gateway.mqtt(), V5, "car").await;
         assert_eq!(
             newest.await_close(SOON).await,
             None,
@@ -125,7 +125,7 @@ fn a_takeover_keeps_the_subscriptions_of_a_persistent_session() {
             let mut newer = resume(&gateway, version, &id).await;
             assert!(newer.session_present);
             older.await_close(SOON).await;
-            let mut publisher = Device::clean(gateway.mqtt, V5, "publisher").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "publisher").await;
             publisher.publish(Publish::new("news", 1, "hello")).await;
             assert_eq!(soon("the message", newer.take()).await.text(), "hello");
             publisher.disconnect().await;
@@ -141,12 +141,12 @@ fn a_clean_start_takes_over_and_drops_what_the_session_had_but_no_push() {
         let mut older = resume(&gateway, V5, "car").await;
         older.subscribe("news", 1).await;
         older.disconnect().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "publisher").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "publisher").await;
         publisher
             .publish(Publish::new("news", 1, "of the session"))
             .await;
         gateway.api().push_text("car", "of the backend").await;
-        let mut fresh = Device::connect(gateway.mqtt, Connect::new(V5, "car")).await;
+        let mut fresh = Device::connect(gateway.mqtt(), Connect::new(V5, "car")).await;
         assert!(!fresh.session_present);
         assert_eq!(fresh.take().await.text(), "of the backend");
         fresh.has_nothing().await;

@@ -590,7 +590,8 @@ fn a_resumed_session_of_mqtt_does_not_depend_on_the_connection_under_it() {
         let device = connect_again().await.unwrap();
         drop(device);
         gateway.api().push_text("moves", "kept").await;
-        let mut plain = Device::connect(gateway.mqtt, Connect::new(V5, "moves").persistent()).await;
+        let mut plain =
+            Device::connect(gateway.mqtt(), Connect::new(V5, "moves").persistent()).await;
         assert!(plain.session_present);
         let kept = plain.next_publish().await;
         assert_eq!(kept.text(), "kept");
@@ -650,7 +651,7 @@ fn a_backend_is_called_over_tls_if_its_authority_is_known() {
         };
         let config = [rule("known", known_at), rule("other", other_at)].concat();
         let gateway = Gateway::start_with(Options::config(&config)).await;
-        let mut device = Device::clean(gateway.mqtt, V5, "meter").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "meter").await;
         for topic in ["up/other", "up/known"] {
             assert_eq!(device.publish(Publish::new(topic, 1, "hello")).await, 0);
         }

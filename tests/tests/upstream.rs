@@ -30,7 +30,7 @@ fn messages_are_read_in_order_with_who_sent_what() {
     run(async {
         let gateway = Gateway::start().await;
         let api = gateway.api();
-        let mut car = Device::clean(gateway.mqtt, V5, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
         for (qos, text) in [(0, "zero"), (1, "one"), (2, "two")] {
             assert!(car.publish(Publish::new("up/state/é", qos, text)).await < 0x80);
         }
@@ -78,7 +78,7 @@ fn the_cursor_of_a_page_leads_to_the_next() {
     run(async {
         let gateway = Gateway::start().await;
         let api = gateway.api();
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         for n in 0..25 {
             car.publish(Publish::new("up/n", 1, n.to_string())).await;
         }
@@ -113,7 +113,7 @@ fn a_long_poll_answers_when_something_comes_and_not_before() {
     run(async {
         let gateway = Gateway::start().await;
         let api = gateway.api();
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         let empty = Instant::now();
         let page = api
             .get("/v1/upstream?consumer=reader&wait=400ms")
@@ -153,7 +153,7 @@ fn a_long_poll_answers_when_something_comes_and_not_before() {
 fn consumers_have_a_cursor_each_that_survives_a_restart() {
     run(async {
         let mut gateway = Gateway::start().await;
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         // Both are known before anything may be trimmed.
         for consumer in ["fast", "slow"] {
             gateway
@@ -180,7 +180,7 @@ fn server_sent_events_follow_the_stream() {
     run(async {
         let gateway = Gateway::start().await;
         let api = gateway.api();
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         car.publish(Publish::new("up/x", 1, "before")).await;
         let events = |last: Option<String>| {
             let mut request = api
@@ -240,9 +240,9 @@ fn server_sent_events_follow_the_stream() {
 fn upstream_topics_reach_ordinary_subscribers_too() {
     run(async {
         let gateway = Gateway::start().await;
-        let mut listener = Device::clean(gateway.mqtt, V3, "listener").await;
+        let mut listener = Device::clean(gateway.mqtt(), V3, "listener").await;
         listener.subscribe("up/#", 1).await;
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         car.publish(Publish::new("up/x", 1, "both")).await;
         assert_eq!(listener.take().await.text(), "both");
         assert_eq!(
@@ -267,7 +267,7 @@ fn a_rule_sends_each_message_to_its_backend_as_it_was() {
             "",
         );
         let gateway = Gateway::start_with(Options::config(&config)).await;
-        let mut car = Device::clean(gateway.mqtt, V5, "car/7 é").await;
+        let mut car = Device::clean(gateway.mqtt(), V5, "car/7 é").await;
         let publish = Publish::new("up/orders/new", 1, r#"{"n": 1}"#)
             .with(
                 property::CONTENT_TYPE,
@@ -334,7 +334,7 @@ fn a_backend_that_fails_for_a_while_gets_everything_in_order() {
             FAST_RETRY,
         )))
         .await;
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         for n in 0..10 {
             car.publish(Publish::new("up/n", 1, n.to_string())).await;
         }
@@ -371,7 +371,7 @@ fn what_a_backend_refuses_becomes_a_dead_letter_that_can_be_retried() {
         )))
         .await;
         let api = gateway.api();
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         car.publish(Publish::new("up/x", 1, "bad")).await;
         car.publish(Publish::new("up/x", 1, "good")).await;
         let calls = backend.await_calls(2).await;
@@ -416,7 +416,7 @@ fn a_slow_backend_of_one_rule_does_not_stop_another() {
         let config = rule("slow", "up/slow", &slow.url("/"), "")
             + &rule("quick", "up/quick", &quick.url("/"), "");
         let gateway = Gateway::start_with(Options::config(&config)).await;
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         for n in 0..20 {
             car.publish(Publish::new("up/slow", 1, n.to_string())).await;
             car.publish(Publish::new("up/quick", 1, n.to_string()))
@@ -448,7 +448,7 @@ fn what_a_backend_did_not_take_before_kill_9_is_sent_after_the_restart() {
         };
         let down = Backend::answering(|_, _| (503, Duration::ZERO)).await;
         let mut gateway = Gateway::start_with(Options::config(&config_for(&down.url("/")))).await;
-        let mut car = Device::clean(gateway.mqtt, V3, "car").await;
+        let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         for n in 0..20 {
             car.publish(Publish::new("up/n", 1, n.to_string())).await;
         }
@@ -476,7 +476,7 @@ fn what_follows_a_refused_publish_is_not_stored_before_it() {
         let config = "[store]\nupstream_queue_bytes_max = 1048576\n";
         let gateway = Gateway::start_with(Options::config(config)).await;
         let api = gateway.api();
-        let mut filler = Device::clean(gateway.mqtt, V5, "filler").await;
+        let mut filler = Device::clean(gateway.mqtt(), V5, "filler").await;
         assert!(
             filler
                 .publish(Publish::new("up/x", 1, vec![b'f'; 600_000]))
@@ -500,11 +500,11 @@ fn what_follows_a_refused_publish_is_not_stored_before_it() {
             bytes
         };
         // 3.1.1 cannot be told: the connection ends, and nothing that came after is there.
-        let mut old = Device::clean(gateway.mqtt, V3, "old").await;
+        let mut old = Device::clean(gateway.mqtt(), V3, "old").await;
         old.send(&burst(V3)).await.unwrap();
         old.await_close(SOON).await;
         // 5.0 is told, keeps the connection, and goes on without that message.
-        let mut new = Device::clean(gateway.mqtt, V5, "new").await;
+        let mut new = Device::clean(gateway.mqtt(), V5, "new").await;
         new.send(&burst(V5)).await.unwrap();
         assert_eq!(new.await_puback(1).await, 0x97);
         assert!(new.await_puback(2).await < 0x80);

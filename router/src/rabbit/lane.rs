@@ -46,7 +46,9 @@ impl Item {
 
     /// Nothing of its sender may go out before this one is confirmed.
     fn is_alone(&self) -> bool {
-        self.fence.as_ref().is_some_and(|fence| !fence.passes_full())
+        self.fence
+            .as_ref()
+            .is_some_and(|fence| !fence.passes_full())
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -449,9 +451,7 @@ fn pass_behind_confirms(channel: &Channel) {
     let _ = channel.wait_for_confirms().now_or_never();
 }
 
-async fn poll_once(
-    confirm: &mut Confirm,
-) -> Poll<(u64, lapin::Result<Confirmation>)> {
+async fn poll_once(confirm: &mut Confirm) -> Poll<(u64, lapin::Result<Confirmation>)> {
     poll_fn(|cx| Poll::Ready(Pin::new(&mut *confirm).poll(cx))).await
 }
 

@@ -15,7 +15,7 @@ fn an_acknowledgement_has_the_packet_identifier_of_what_it_answers() {
         let gateway = shared().await;
         for version in VERSIONS {
             let connect = Connect::new(version, "acks-ids");
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             for id in [1_u16, 255, 256, 0x1234, 65_535] {
                 let mut publish = Publish::new("acks/ids", 1, "x");
                 publish.packet_id = id;
@@ -50,7 +50,7 @@ fn acknowledgements_come_in_the_order_of_what_they_answer() {
         let gateway = shared().await;
         for version in VERSIONS {
             let connect = Connect::new(version, "acks-order");
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             // Some have to be made durable first, some have not.
             let mut stored = resume(&gateway, version, "acks-order-sub").await;
             stored.subscribe("acks/order/stored", 2).await;
@@ -86,7 +86,7 @@ fn an_identifier_that_nobody_knows_is_answered_and_5_0_is_told_so() {
         let gateway = shared().await;
         for version in VERSIONS {
             let connect = Connect::new(version, "acks-unknown");
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             let told: &[u8] = if version == V5 { &[0x92] } else { &[] };
             raw.send(&wire::pubrel(99)).await;
             let frame = raw.frame().await.unwrap();
@@ -107,7 +107,7 @@ fn a_publish_after_its_puback_is_a_new_message_whatever_its_dup() {
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut device = Device::clean(gateway.mqtt, version, "acks-new").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "acks-new").await;
             device.subscribe("acks/new", 1).await;
             for dup in [false, true, true] {
                 let mut publish = Publish::new("acks/new", 1, "x");
@@ -125,7 +125,7 @@ fn a_repeated_qos_2_publish_is_answered_and_not_delivered_again() {
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut device = Device::clean(gateway.mqtt, version, "acks-twice").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "acks-twice").await;
             device.subscribe("acks/twice", 0).await;
             let mut publish = Publish::new("acks/twice", 2, "once");
             publish.packet_id = 6;
@@ -168,7 +168,7 @@ async fn three_in_flight(
 ) -> (Device, Vec<Publish>) {
     let mut device = resume(gateway, version, id).await;
     device.subscribe(id, qos).await;
-    let mut publisher = Device::clean(gateway.mqtt, V5, &format!("{id}-pub")).await;
+    let mut publisher = Device::clean(gateway.mqtt(), V5, &format!("{id}-pub")).await;
     for n in 0..3 {
         publisher
             .publish(Publish::new(id, qos, n.to_string()))
@@ -283,10 +283,10 @@ fn what_a_device_refuses_is_not_sent_again() {
 fn packet_identifiers_in_flight_differ_over_all_their_range() {
     run(async {
         let gateway = shared().await;
-        let mut device = Device::clean(gateway.mqtt, V5, "acks-range").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "acks-range").await;
         device.subscribe("acks/range", 1).await;
         // One stays open while the others pass it by.
-        let mut publisher = Device::clean(gateway.mqtt, V5, "acks-range-pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "acks-range-pub").await;
         publisher
             .publish(Publish::new("acks/range", 1, "open"))
             .await;
@@ -317,7 +317,7 @@ fn reasons_of_acknowledgements_are_those_of_their_packet() {
             (11, &[0, 0x11, 0x80, 0x83, 0x87, 0x8F, 0x91]),
         ];
         let connect = Connect::new(V5, "acks-reasons");
-        let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+        let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
         let mut bytes = wire::subscribe(
             V5,
             1,
@@ -386,7 +386,7 @@ fn what_was_sent_is_seen_through_although_it_expires() {
         let id = "acks-expired";
         let mut device = resume(&gateway, V5, id).await;
         device.subscribe(id, 2).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "acks-expired-pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "acks-expired-pub").await;
         for text in ["released", "untouched"] {
             let publish = Publish::new(id, 2, text).with(property::MESSAGE_EXPIRY, Value::Four(1));
             publisher.publish(publish).await;

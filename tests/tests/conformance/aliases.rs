@@ -33,9 +33,9 @@ fn alias(topic: &str, alias: u16, text: &str) -> Publish {
 fn an_alias_of_a_device_stands_for_its_topic() {
     run(async {
         let gateway = shared().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "aliases-watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "aliases-watcher").await;
         watcher.subscribe("aliases/in/+", 1).await;
-        let mut device = Device::clean(gateway.mqtt, V5, "aliases-in").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "aliases-in").await;
         let maximum = maximum(&device);
         assert!(maximum > 0, "aliases are offered");
         // Each legal value can be set, used and set anew.
@@ -68,10 +68,10 @@ fn aliases_end_with_their_connection() {
     run(async {
         let gateway = shared().await;
         let connect = Connect::new(V5, "aliases-end").persistent();
-        let mut device = Device::connect(gateway.mqtt, connect.clone()).await;
+        let mut device = Device::connect(gateway.mqtt(), connect.clone()).await;
         device.publish(alias("aliases/end", 1, "x")).await;
         device.disconnect().await;
-        let mut device = Device::connect(gateway.mqtt, connect).await;
+        let mut device = Device::connect(gateway.mqtt(), connect).await;
         assert!(device.session_present);
         let mut publish = alias("", 1, "x");
         publish.packet_id = 1;
@@ -87,7 +87,7 @@ fn aliases_end_with_their_connection() {
             .persistent()
             .with(TOPIC_ALIAS_MAXIMUM, Value::Two(10));
         for _ in 0..3 {
-            let mut device = Device::connect(gateway.mqtt, connect.clone()).await;
+            let mut device = Device::connect(gateway.mqtt(), connect.clone()).await;
             device.subscribe("aliases/end/out", 1).await;
             device
                 .publish(Publish::new("aliases/end/out", 1, "x"))
@@ -103,11 +103,11 @@ fn aliases_end_with_their_connection() {
 fn an_alias_beyond_what_was_offered_is_told() {
     run(async {
         let gateway = shared().await;
-        let device = Device::clean(gateway.mqtt, V5, "aliases-beyond").await;
+        let device = Device::clean(gateway.mqtt(), V5, "aliases-beyond").await;
         let beyond = maximum(&device).checked_add(1);
         drop(device);
         for value in [0, u16::MAX].into_iter().chain(beyond) {
-            let mut device = Device::clean(gateway.mqtt, V5, "aliases-beyond").await;
+            let mut device = Device::clean(gateway.mqtt(), V5, "aliases-beyond").await;
             let mut publish = alias("aliases/beyond", value, "x");
             publish.packet_id = 1;
             device.send(&wire::publish(V5, &publish)).await.unwrap();
@@ -118,7 +118,7 @@ fn an_alias_beyond_what_was_offered_is_told() {
 
 /// What a device with this Topic Alias Maximum gets, read as it has to be read.
 async fn read_by_alias(gateway: &Gateway, connect: Connect, maximum: u16) -> usize {
-    let mut device = Device::connect(gateway.mqtt, connect).await;
+    let mut device = Device::connect(gateway.mqtt(), connect).await;
     device.subscribe("aliases/out/+", 1).await;
     let mut known: HashMap<u16, String> = HashMap::new();
     let mut short = 0;

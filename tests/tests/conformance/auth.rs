@@ -20,7 +20,7 @@ fn auth_without_a_method_ends_the_connection() {
             ("re-authenticate", &[0xF0, 6, 0x19, 4, 0x15, 0, 1, b'm']),
         ];
         for (name, bytes) in cases {
-            let mut device = Device::clean(gateway.mqtt, V5, "auth-none").await;
+            let mut device = Device::clean(gateway.mqtt(), V5, "auth-none").await;
             device.send(bytes).await.unwrap();
             let told = device.await_close(SOON).await;
             assert!(
@@ -36,12 +36,12 @@ fn a_server_speaks_of_authentication_only_to_who_asked_for_it() {
     run(async {
         let gateway = shared().await;
         let connect = Connect::new(V5, "auth-silent");
-        let (mut raw, connack) = Raw::connect(gateway.mqtt, &connect).await;
+        let (mut raw, connack) = Raw::connect(gateway.mqtt(), &connect).await;
         let properties = &connack.body[3..];
         assert!(!properties.windows(3).any(|part| part == [0x15, 0, 1]));
         let frames = raw.frames_to_pong().await;
         assert_eq!(frames, [], "no AUTH either");
-        let device = Device::connect(gateway.mqtt, connect).await;
+        let device = Device::connect(gateway.mqtt(), connect).await;
         assert!(
             device
                 .connack

@@ -16,14 +16,14 @@ fn connack_comes_first_and_once_and_before_what_was_queued() {
             let mut away = resume(&gateway, version, &id).await;
             away.subscribe("connack/first", 1).await;
             away.disconnect().await;
-            let mut publisher = Device::clean(gateway.mqtt, V5, "connack-pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "connack-pub").await;
             for _ in 0..5 {
                 publisher
                     .publish(Publish::new("connack/first", 1, "queued"))
                     .await;
             }
             let (mut raw, connack) =
-                Raw::connect(gateway.mqtt, &Connect::new(version, &id).persistent()).await;
+                Raw::connect(gateway.mqtt(), &Connect::new(version, &id).persistent()).await;
             assert_eq!(connack.body[0], 1, "session present and no reserved bit");
             for _ in 0..5 {
                 assert_eq!(raw.frame().await.unwrap().kind(), 3);
@@ -57,7 +57,7 @@ fn session_present_says_what_the_server_had() {
                 // what CleanSession has made is not (3.1.1).
                 (false, u8::from(version == V5)),
             ] {
-                let (mut raw, connack) = Raw::connect(gateway.mqtt, &connect(clean_start)).await;
+                let (mut raw, connack) = Raw::connect(gateway.mqtt(), &connect(clean_start)).await;
                 assert_eq!(connack.body[0], present, "clean start: {clean_start}");
                 raw.send(&wire::disconnect(version, 0, &Vec::new())).await;
                 raw.frames_to_end().await;
@@ -72,7 +72,7 @@ fn connack_of_5_0_says_what_the_server_limits_and_no_more() {
     run(async {
         let gateway = shared().await;
         let connect = Connect::new(V5, "connack-limits").keep_alive(30);
-        let device = Device::connect(gateway.mqtt, connect).await;
+        let device = Device::connect(gateway.mqtt(), connect).await;
         let mut seen = std::collections::HashSet::new();
         for (id, value) in &device.connack {
             assert!(seen.insert(*id), "property {id:#04x} twice");
@@ -106,7 +106,7 @@ fn response_information_is_given_only_when_asked_for() {
             if let Some(asked) = asked {
                 connect = connect.with(0x19, Value::Byte(asked));
             }
-            let device = Device::connect(gateway.mqtt, connect).await;
+            let device = Device::connect(gateway.mqtt(), connect).await;
             let given = device.connack.iter().any(|(id, _)| *id == 0x1A);
             assert!(!given, "{asked:?}: {:?}", device.connack);
         }
@@ -126,7 +126,7 @@ fn a_session_expiry_interval_of_zero_is_as_good_as_none() {
                 ..connect
             };
             for _ in 0..2 {
-                let (mut raw, connack) = Raw::connect(gateway.mqtt, &connect).await;
+                let (mut raw, connack) = Raw::connect(gateway.mqtt(), &connect).await;
                 assert_eq!(connack.body[0], 0, "it ends with its connection");
                 raw.send(&wire::disconnect(V5, 0, &Vec::new())).await;
                 let rest: Vec<Frame> = raw.frames_to_end().await;
@@ -141,19 +141,19 @@ fn a_refusal_has_no_session_and_ends_the_connection() {
     run(async {
         let gateway = shared().await;
         let id = "connack-refusal";
-        Device::connect(gateway.mqtt, kept_for(id, 60))
+        Device::connect(gateway.mqtt(), kept_for(id, 60))
             .await
             .disconnect()
             .await;
         let connect = kept_for(id, 60).with(0x15, Value::Text(b"unknown".to_vec()));
-        let mut raw = Raw::open(gateway.mqtt).await;
+        let mut raw = Raw::open(gateway.mqtt()).await;
         raw.send(&wire::connect(&connect)).await;
         let answer = raw.frames_to_end().await;
         assert_eq!(answer.len(), 1, "{answer:02x?}");
         assert_eq!((answer[0].first, answer[0].body[0]), (0x20, 0));
         assert!(answer[0].body[1] >= 0x80);
         // The session that the refused one did not get is still there.
-        let back = Device::connect(gateway.mqtt, kept_for(id, 60)).await;
+        let back = Device::connect(gateway.mqtt(), kept_for(id, 60)).await;
         assert!(back.session_present);
         back.disconnect().await;
         super::forget(&gateway, V5, id).await;

@@ -36,7 +36,7 @@ fn a_version_that_the_server_does_not_speak_is_answered_so() {
     run(async {
         let gateway = shared().await;
         for (name, level) in [("MQIsdp", 3), ("MQTT", 3), ("MQTT", 6), ("MQTT", 0x84)] {
-            let mut raw = Raw::open(gateway.mqtt).await;
+            let mut raw = Raw::open(gateway.mqtt()).await;
             let connect = crafted(name, level, 2, &[b"connect-level"]);
             let answer = answer_to(&mut raw, &connect).await;
             let expected = Frame {
@@ -47,7 +47,7 @@ fn a_version_that_the_server_does_not_speak_is_answered_so() {
         }
         // Another protocol altogether gets no answer in MQTT's words.
         for name in ["mqtt", "MQTT ", "HTTP", ""] {
-            let mut raw = Raw::open(gateway.mqtt).await;
+            let mut raw = Raw::open(gateway.mqtt()).await;
             let answer = answer_to(&mut raw, &crafted(name, 4, 2, &[b"connect-name"])).await;
             assert_eq!(answer, [], "{name}");
         }
@@ -94,7 +94,7 @@ fn the_fields_of_a_connect_are_those_that_its_flags_announce() {
             // A will of 5.0 has properties before its topic: only 3.1.1 is this simple.
             let versions: &[u8] = if flags & 4 > 0 { &[V3] } else { &VERSIONS };
             for version in versions {
-                let mut raw = Raw::open(gateway.mqtt).await;
+                let mut raw = Raw::open(gateway.mqtt()).await;
                 let connect = crafted("MQTT", *version, *flags, fields);
                 let answer = answer_to(&mut raw, &connect).await;
                 if *version == V3 {
@@ -108,14 +108,14 @@ fn the_fields_of_a_connect_are_those_that_its_flags_announce() {
         }
         // A password needs no user name in 5.0 only.
         let connect = crafted("MQTT", V3, 0x42, &[id, b"pw"]);
-        let mut raw = Raw::open(gateway.mqtt).await;
+        let mut raw = Raw::open(gateway.mqtt()).await;
         assert_eq!(answer_to(&mut raw, &connect).await, []);
         for (version, flags, fields) in [
             (V5, 0x42, vec![id, b"pw"]),
             (V3, 0xC2, vec![id, b"user", b"pw"]),
             (V3, 0xC6, vec![id, b"will/topic", b"gone", b"user", b"pw"]),
         ] {
-            let mut raw = Raw::open(gateway.mqtt).await;
+            let mut raw = Raw::open(gateway.mqtt()).await;
             raw.send(&crafted("MQTT", version, flags, &fields)).await;
             let connack = raw.frame().await.unwrap();
             assert_eq!((connack.first, connack.body[1]), (0x20, 0), "{flags:#x}");
@@ -133,12 +133,18 @@ fn client_ids_of_1_to_23_letters_and_digits_are_taken() {
             for length in 1..=23 {
                 for start in (0..all.len() - length).step_by(23) {
                     let id = &all[start..start + length];
-                    Device::clean(gateway.mqtt, version, id).await.ping().await;
+                    Device::clean(gateway.mqtt(), version, id)
+                        .await
+                        .ping()
+                        .await;
                 }
             }
             // Longer ones, and other characters, are allowed to be taken too.
             for id in [all, "connect/é/日本", " ", "\u{FEFF}"] {
-                Device::clean(gateway.mqtt, version, id).await.ping().await;
+                Device::clean(gateway.mqtt(), version, id)
+                    .await
+                    .ping()
+                    .await;
             }
         }
     });
@@ -158,7 +164,7 @@ fn a_client_id_is_told_from_others_by_every_byte() {
         for version in VERSIONS {
             let mut devices = Vec::new();
             for id in ids {
-                devices.push(Device::clean(gateway.mqtt, version, id).await);
+                devices.push(Device::clean(gateway.mqtt(), version, id).await);
             }
             for device in &mut devices {
                 device.ping().await;
@@ -174,7 +180,7 @@ fn an_assigned_client_id_names_a_session_like_any_other() {
         let nameless = Connect::new(V5, "").with(property::SESSION_EXPIRY, Value::Four(60));
         let mut ids = Vec::new();
         for _ in 0..3 {
-            let device = Device::connect(gateway.mqtt, nameless.clone()).await;
+            let device = Device::connect(gateway.mqtt(), nameless.clone()).await;
             assert!(!device.session_present);
             let assigned = device.connack.iter().find_map(|(id, value)| match value {
                 Value::Text(text) if *id == property::ASSIGNED_CLIENT_ID => Some(text.clone()),
@@ -203,7 +209,7 @@ fn an_assigned_client_id_names_a_session_like_any_other() {
             clean_start: false,
             ..nameless
         };
-        let device = Device::connect(gateway.mqtt, connect).await;
+        let device = Device::connect(gateway.mqtt(), connect).await;
         assert!(!device.session_present);
     });
 }
@@ -212,7 +218,7 @@ fn an_assigned_client_id_names_a_session_like_any_other() {
 fn nothing_behind_a_refused_connect_is_obeyed() {
     run(async {
         let gateway = shared().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "connect-watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "connect-watcher").await;
         watcher.subscribe("connect/refused/#", 1).await;
         let nameless = Connect {
             clean_start: false,
@@ -227,7 +233,7 @@ fn nothing_behind_a_refused_connect_is_obeyed() {
             let publish = Publish::new("connect/refused/x", 0, "no").retained();
             bytes.extend(wire::publish(version, &publish));
             bytes.extend(wire::PINGREQ);
-            let mut raw = Raw::open(gateway.mqtt).await;
+            let mut raw = Raw::open(gateway.mqtt()).await;
             let answer = answer_to(&mut raw, &bytes).await;
             assert!(answer.len() <= 1, "{answer:02x?}");
             for connack in answer {
@@ -237,7 +243,7 @@ fn nothing_behind_a_refused_connect_is_obeyed() {
             }
             watcher.has_nothing().await;
         }
-        let mut late = Device::clean(gateway.mqtt, V5, "connect-late").await;
+        let mut late = Device::clean(gateway.mqtt(), V5, "connect-late").await;
         late.subscribe("connect/refused/#", 0).await;
         late.has_nothing().await;
     });
@@ -258,7 +264,7 @@ fn a_device_need_not_wait_for_its_connack() {
             ));
             let publish = Publish::new("connect/eager", 0, "me");
             bytes.extend(wire::publish(version, &publish));
-            let mut raw = Raw::open(gateway.mqtt).await;
+            let mut raw = Raw::open(gateway.mqtt()).await;
             raw.send(&bytes).await;
             let kinds: Vec<u8> = [raw.frame().await, raw.frame().await, raw.frame().await]
                 .iter()
@@ -282,7 +288,7 @@ fn a_session_of_3_1_1_is_kept_only_without_clean_session() {
             let again = resume(&gateway, version, &id).await;
             assert!(again.session_present, "and resumed");
             again.disconnect().await;
-            let mut clean = Device::clean(gateway.mqtt, version, &id).await;
+            let mut clean = Device::clean(gateway.mqtt(), version, &id).await;
             assert!(!clean.session_present, "and thrown away");
             clean.publish(Publish::new("connect/clean", 1, "x")).await;
             clean.has_nothing().await;
@@ -302,7 +308,7 @@ fn a_second_connect_ends_the_connection_and_changes_nothing() {
         for version in VERSIONS {
             let id = format!("connect-second-{version}");
             let connect = Connect::new(version, &id);
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             let other = Connect::new(version, "connect-second-other");
             let answer = answer_to(&mut raw, &wire::connect(&other)).await;
             let expected: &[u8] = if version == V5 { &[0xE0, 0x82] } else { &[] };

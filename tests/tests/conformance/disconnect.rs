@@ -14,7 +14,7 @@ fn every_pingreq_is_answered() {
         let gateway = shared().await;
         for version in VERSIONS {
             let connect = Connect::new(version, "disconnect-ping");
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             raw.send(&[0xC0, 0, 0xC0, 0, 0xC0, 0]).await;
             for _ in 0..3 {
                 let frame = raw.frame().await.unwrap();
@@ -28,11 +28,11 @@ fn every_pingreq_is_answered() {
 fn nothing_behind_a_disconnect_is_obeyed_and_the_server_closes() {
     run(async {
         let gateway = shared().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "disconnect-watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "disconnect-watcher").await;
         watcher.subscribe("disconnect/behind", 1).await;
         for version in VERSIONS {
             let connect = Connect::new(version, "disconnect-behind");
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             let publish =
                 |text: &str| wire::publish(version, &Publish::new("disconnect/behind", 0, text));
             let mut bytes = publish("before");
@@ -54,7 +54,7 @@ fn nothing_behind_a_disconnect_is_obeyed_and_the_server_closes() {
 fn reserved_bits_of_a_disconnect_end_the_connection_with_its_will() {
     run(async {
         let gateway = shared().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "disconnect-bits-watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "disconnect-bits-watcher").await;
         watcher.subscribe("disconnect/bits", 1).await;
         for version in VERSIONS {
             let will = Will {
@@ -63,7 +63,7 @@ fn reserved_bits_of_a_disconnect_end_the_connection_with_its_will() {
                 ..Will::default()
             };
             let connect = Connect::new(version, "disconnect-bits").with_will(will);
-            let mut device = Device::connect(gateway.mqtt, connect).await;
+            let mut device = Device::connect(gateway.mqtt(), connect).await;
             device.send(&[0xE1, 0]).await.unwrap();
             let told = (version == V5).then_some(0x81);
             assert_eq!(device.await_close(SOON).await, told);
@@ -83,7 +83,7 @@ fn a_server_says_goodbye_once_and_last_and_without_a_session_expiry() {
             &[0xF0, 2, 0x18, 0],
         ] {
             let connect = kept_for("disconnect-server", 60);
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             let bytes = [bad, bad, &wire::PINGREQ].concat();
             raw.send(&bytes).await;
             let frames = raw.frames_to_end().await;
@@ -105,21 +105,21 @@ fn a_disconnect_changes_the_session_expiry_but_cannot_make_one() {
         let expiry = |seconds| vec![(property::SESSION_EXPIRY, Value::Four(seconds))];
         // Longer, shorter, gone.
         for (seconds, present) in [(7200, true), (60, true), (0, false)] {
-            let device = Device::connect(gateway.mqtt, kept_for(id, 3600)).await;
+            let device = Device::connect(gateway.mqtt(), kept_for(id, 3600)).await;
             device.disconnect_with(0, &expiry(seconds)).await;
-            let back = Device::connect(gateway.mqtt, kept_for(id, 3600)).await;
+            let back = Device::connect(gateway.mqtt(), kept_for(id, 3600)).await;
             assert_eq!(back.session_present, present, "{seconds}");
             back.disconnect().await;
         }
         super::forget(&gateway, V5, id).await;
         // From 0 to anything else is a Protocol Error.
-        let mut device = Device::clean(gateway.mqtt, V5, id).await;
+        let mut device = Device::clean(gateway.mqtt(), V5, id).await;
         device
             .send(&wire::disconnect(V5, 0, &expiry(60)))
             .await
             .unwrap();
         assert_eq!(device.await_close(SOON).await, Some(0x82));
-        let back = Device::connect(gateway.mqtt, kept_for(id, 0)).await;
+        let back = Device::connect(gateway.mqtt(), kept_for(id, 0)).await;
         assert!(!back.session_present);
         // From 0 to 0 is none.
         back.disconnect_with(0, &expiry(0)).await;
@@ -130,7 +130,7 @@ fn a_disconnect_changes_the_session_expiry_but_cannot_make_one() {
 fn every_reason_that_a_client_may_give_ends_the_connection() {
     run(async {
         let gateway = shared().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "disconnect-reason-watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "disconnect-reason-watcher").await;
         watcher.subscribe("disconnect/reason", 1).await;
         for reason in [
             0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x90, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98, 0x99,
@@ -141,7 +141,7 @@ fn every_reason_that_a_client_may_give_ends_the_connection() {
                 ..Will::default()
             };
             let connect = Connect::new(V5, "disconnect-reason").with_will(will);
-            let device = Device::connect(gateway.mqtt, connect).await;
+            let device = Device::connect(gateway.mqtt(), connect).await;
             let properties = vec![
                 (0x1F, Value::Text(b"why not".to_vec())),
                 (property::USER_PROPERTY, Value::Pair("k".into(), "v".into())),

@@ -32,9 +32,9 @@ fn the_server_keeps_to_the_receive_maximum_in_every_qos() {
             } else {
                 connect
             };
-            let mut device = Device::connect(gateway.mqtt, connect).await;
+            let mut device = Device::connect(gateway.mqtt(), connect).await;
             device.subscribe(topic, 2).await;
-            let mut publisher = Device::clean(gateway.mqtt, V5, "flow-narrow-pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V5, "flow-narrow-pub").await;
             for n in 0..6_u8 {
                 publisher
                     .publish(Publish::new(topic, 1 + n % 2, vec![n]))
@@ -90,9 +90,9 @@ fn what_comes_again_after_a_reconnect_is_within_the_receive_maximum() {
                 .persistent()
                 .with(property::RECEIVE_MAXIMUM, Value::Two(maximum))
         };
-        let mut device = Device::connect(gateway.mqtt, connect(5)).await;
+        let mut device = Device::connect(gateway.mqtt(), connect(5)).await;
         device.subscribe("flow/again", 2).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "flow-again-pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "flow-again-pub").await;
         for n in 0..5_u8 {
             publisher
                 .publish(Publish::new("flow/again", 1 + n % 2, vec![n]))
@@ -100,7 +100,7 @@ fn what_comes_again_after_a_reconnect_is_within_the_receive_maximum() {
         }
         let sent = arrived(&mut device, 5).await;
         drop(device);
-        let mut device = Device::connect(gateway.mqtt, connect(1)).await;
+        let mut device = Device::connect(gateway.mqtt(), connect(1)).await;
         for before in &sent {
             let again = arrived(&mut device, 1).await.remove(0);
             assert_eq!((again.packet_id, again.dup), (before.packet_id, true));
@@ -117,7 +117,7 @@ fn what_comes_again_after_a_reconnect_is_within_the_receive_maximum() {
 fn a_device_that_exceeds_the_receive_maximum_is_told() {
     run(async {
         let gateway = Gateway::start_with(Options::config("[mqtt]\nreceive_maximum = 3\n")).await;
-        let mut device = Device::clean(gateway.mqtt, V5, "flow-wide").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "flow-wide").await;
         assert!(
             device
                 .connack
@@ -152,7 +152,7 @@ fn a_device_that_exceeds_the_receive_maximum_is_told() {
         }
         assert_eq!(device.await_close(SOON).await, Some(0x93));
         // 3.1.1 knows no such limit.
-        let mut old = Device::clean(gateway.mqtt, wire::V3, "flow-old").await;
+        let mut old = Device::clean(gateway.mqtt(), wire::V3, "flow-old").await;
         for id in 1..=10 {
             let mut publish = Publish::new("flow/wide", 2, "x");
             publish.packet_id = id;

@@ -60,7 +60,7 @@ fn kept_for(id: &str, seconds: u32) -> Connect {
 
 /// Ends the session of `id` for good.
 async fn forget(gateway: &Gateway, version: u8, id: &str) {
-    Device::clean(gateway.mqtt, version, id)
+    Device::clean(gateway.mqtt(), version, id)
         .await
         .disconnect()
         .await;

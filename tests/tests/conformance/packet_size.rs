@@ -54,11 +54,11 @@ fn a_reason_string_is_given_only_where_it_is_wanted() {
             }
         };
         for asked in [None, Some(0)] {
-            for frame in answers(gateway.mqtt, connect(asked)).await {
+            for frame in answers(gateway.mqtt(), connect(asked)).await {
                 assert!(!explains(&frame), "[MQTT-3.1.2-29]: {frame:02x?}");
             }
         }
-        let explained = answers(gateway.mqtt, connect(Some(1))).await;
+        let explained = answers(gateway.mqtt(), connect(Some(1))).await;
         assert!(
             explained.iter().any(explains),
             "otherwise a refusal says why"
@@ -75,7 +75,7 @@ fn an_answer_is_never_larger_than_the_device_takes() {
             let connect = Connect::new(V5, "packet-size-answer")
                 .with(REQUEST_PROBLEM_INFORMATION, Value::Byte(1))
                 .with(property::MAXIMUM_PACKET_SIZE, Value::Four(limit));
-            let frames = answers(gateway.mqtt, connect).await;
+            let frames = answers(gateway.mqtt(), connect).await;
             for frame in &frames {
                 assert!(frame.length() <= limit as usize, "{limit}: {frame:02x?}");
                 kinds.insert(frame.kind());
@@ -98,7 +98,7 @@ fn a_goodbye_is_never_larger_than_the_device_takes() {
             let connect = Connect::new(V5, "packet-size-goodbye")
                 .with(property::MAXIMUM_PACKET_SIZE, Value::Four(limit));
             for bad in [&[0x00, 0x00][..], &[0x30, 7, 0, 1, b'a', 3, 0x23, 0, 0]] {
-                let (mut raw, connack) = Raw::connect(gateway.mqtt, &connect).await;
+                let (mut raw, connack) = Raw::connect(gateway.mqtt(), &connect).await;
                 assert!(connack.length() <= limit as usize);
                 raw.send(bad).await;
                 for frame in raw.frames_to_end().await {
@@ -116,7 +116,7 @@ fn a_connack_that_the_device_could_not_take_is_not_sent() {
         for limit in 1..40 {
             let connect = Connect::new(V5, "packet-size-tiny")
                 .with(property::MAXIMUM_PACKET_SIZE, Value::Four(limit));
-            let mut raw = Raw::open(gateway.mqtt).await;
+            let mut raw = Raw::open(gateway.mqtt()).await;
             raw.send(&wire::connect(&connect)).await;
             match raw.frame().await {
                 None => {}
@@ -127,7 +127,7 @@ fn a_connack_that_the_device_could_not_take_is_not_sent() {
             }
         }
         let (_raw, connack) = Raw::connect(
-            gateway.mqtt,
+            gateway.mqtt(),
             &Connect::new(V5, "packet-size-tiny")
                 .with(property::MAXIMUM_PACKET_SIZE, Value::Four(40)),
         )

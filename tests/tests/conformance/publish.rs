@@ -16,9 +16,9 @@ fn dup_of_the_publisher_is_not_passed_on() {
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut subscriber = Device::clean(gateway.mqtt, version, "publish-dup-sub").await;
+            let mut subscriber = Device::clean(gateway.mqtt(), version, "publish-dup-sub").await;
             subscriber.subscribe("publish/dup", 2).await;
-            let mut publisher = Device::clean(gateway.mqtt, version, "publish-dup").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "publish-dup").await;
             for qos in 1..3 {
                 let mut publish = Publish::new("publish/dup", qos, "x");
                 publish.dup = true;
@@ -34,10 +34,10 @@ fn dup_of_the_publisher_is_not_passed_on() {
 fn a_publish_that_is_not_allowed_is_refused_in_5_0_and_only_acknowledged_in_3_1_1() {
     run(async {
         let gateway = shared().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "publish-denied-sub").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "publish-denied-sub").await;
         watcher.subscribe("$SYS/#", 2).await;
         for version in VERSIONS {
-            let mut publisher = Device::clean(gateway.mqtt, version, "publish-denied").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "publish-denied").await;
             for qos in 0..3 {
                 let reason = publisher.publish(Publish::new("$SYS/mine", qos, "x")).await;
                 match (version, qos) {
@@ -66,9 +66,9 @@ fn a_publish_that_is_not_allowed_is_refused_in_5_0_and_only_acknowledged_in_3_1_
 fn the_payload_format_is_passed_on_unaltered() {
     run(async {
         let gateway = shared().await;
-        let mut subscriber = Device::clean(gateway.mqtt, V5, "publish-format-sub").await;
+        let mut subscriber = Device::clean(gateway.mqtt(), V5, "publish-format-sub").await;
         subscriber.subscribe("publish/format", 1).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "publish-format").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "publish-format").await;
         for format in [None, Some(0), Some(1)] {
             let mut publish = Publish::new("publish/format", 1, "text");
             if let Some(format) = format {
@@ -91,9 +91,9 @@ fn the_payload_format_is_passed_on_unaltered() {
 fn user_properties_keep_their_order_whatever_their_names() {
     run(async {
         let gateway = shared().await;
-        let mut subscriber = Device::clean(gateway.mqtt, V5, "publish-users-sub").await;
+        let mut subscriber = Device::clean(gateway.mqtt(), V5, "publish-users-sub").await;
         subscriber.subscribe("publish/users", 2).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "publish-users").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "publish-users").await;
         let pairs = ["b=1", "a=2", "b=1", "=", "a=", "c=é", "a=2"].map(|pair| {
             let (name, value) = pair.split_once('=').unwrap();
             Value::Pair(name.into(), value.into())
@@ -121,15 +121,15 @@ fn a_message_that_waits_grows_older_and_is_dropped_when_it_is_too_old() {
     run(async {
         let gateway = shared().await;
         let id = "publish-expiry";
-        let mut away = Device::connect(gateway.mqtt, kept_for(id, 60)).await;
+        let mut away = Device::connect(gateway.mqtt(), kept_for(id, 60)).await;
         away.subscribe("publish/expiry", 1).await;
         away.disconnect().await;
         // The same for a device that is there and has no room.
         let narrow = wire::Connect::new(V5, "publish-expiry-narrow")
             .with(property::RECEIVE_MAXIMUM, Value::Two(1));
-        let mut narrow = Device::connect(gateway.mqtt, narrow).await;
+        let mut narrow = Device::connect(gateway.mqtt(), narrow).await;
         narrow.subscribe("publish/expiry", 1).await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "publish-expiry-pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "publish-expiry-pub").await;
         let sent = Instant::now();
         for (text, seconds) in [("long", 100), ("short", 1), ("longer", 200)] {
             let publish = Publish::new("publish/expiry", 1, text)
@@ -142,7 +142,7 @@ fn a_message_that_waits_grows_older_and_is_dropped_when_it_is_too_old() {
         assert_eq!(first.text(), "long");
         pass(Duration::from_millis(1600)).await;
         narrow.acknowledge(&first).await;
-        let mut back = Device::connect(gateway.mqtt, kept_for(id, 60)).await;
+        let mut back = Device::connect(gateway.mqtt(), kept_for(id, 60)).await;
         assert_eq!(back.next_publish().await.text(), "long");
         for device in [&mut narrow, &mut back] {
             let got = device.take().await;
@@ -168,11 +168,11 @@ fn a_publish_without_qos_has_no_packet_identifier_and_no_dup() {
         let gateway = shared().await;
         for version in VERSIONS {
             let connect = wire::Connect::new(version, "publish-bytes");
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             let subscribe = wire::subscribe(version, 1, &Vec::new(), &[("t", 0)]);
             raw.send(&subscribe).await;
             raw.frame().await;
-            let mut publisher = Device::clean(gateway.mqtt, V3, "publish-bytes-pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), V3, "publish-bytes-pub").await;
             publisher.publish(Publish::new("t", 2, "p")).await;
             let frame = raw.frame().await.unwrap();
             let expected: &[u8] = if version == V5 {
@@ -192,12 +192,12 @@ fn messages_of_one_publisher_arrive_in_their_order() {
         for version in VERSIONS {
             for qos in 0..3 {
                 let id = format!("publish-order-{version}-{qos}");
-                let mut live = Device::clean(gateway.mqtt, version, &id).await;
+                let mut live = Device::clean(gateway.mqtt(), version, &id).await;
                 live.subscribe("publish/order", qos).await;
                 let kept = format!("{id}-kept");
                 let mut stored = crate::support::resume(&gateway, version, &kept).await;
                 stored.subscribe("publish/order", qos).await;
-                let mut publisher = Device::clean(gateway.mqtt, version, "publish-order").await;
+                let mut publisher = Device::clean(gateway.mqtt(), version, "publish-order").await;
                 for number in 0..30_u8 {
                     // Sent without waiting for the acknowledgement of the one before.
                     let mut publish = Publish::new("publish/order", qos, vec![number]);
@@ -223,7 +223,7 @@ fn overlapping_subscriptions_deliver_with_the_highest_qos_and_every_identifier()
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut subscriber = Device::clean(gateway.mqtt, version, "publish-overlap").await;
+            let mut subscriber = Device::clean(gateway.mqtt(), version, "publish-overlap").await;
             let filters = [
                 ("publish/over/#", 2),
                 ("publish/over/+", 0),
@@ -239,7 +239,7 @@ fn overlapping_subscriptions_deliver_with_the_highest_qos_and_every_identifier()
                     .subscribe_with(&identifier, &[(*filter, *qos)])
                     .await;
             }
-            let mut publisher = Device::clean(gateway.mqtt, version, "publish-overlap-pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "publish-overlap-pub").await;
             for qos in 0..3 {
                 publisher
                     .publish(Publish::new("publish/over/x", qos, "x"))
@@ -265,8 +265,8 @@ fn overlapping_subscriptions_deliver_with_the_highest_qos_and_every_identifier()
 fn no_local_keeps_a_message_from_its_publisher_alone() {
     run(async {
         let gateway = shared().await;
-        let mut one = Device::clean(gateway.mqtt, V5, "publish-local-1").await;
-        let mut two = Device::clean(gateway.mqtt, V5, "publish-local-2").await;
+        let mut one = Device::clean(gateway.mqtt(), V5, "publish-local-1").await;
+        let mut two = Device::clean(gateway.mqtt(), V5, "publish-local-2").await;
         for device in [&mut one, &mut two] {
             device.subscribe("publish/local", 1 | (1 << 2)).await;
         }

@@ -14,7 +14,7 @@ fn a_message_without_retain_leaves_the_retained_one_alone() {
         let gateway = shared().await;
         for version in VERSIONS {
             let topic = format!("retained/alone/{version}");
-            let mut device = Device::clean(gateway.mqtt, version, "retained-alone").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "retained-alone").await;
             device
                 .publish(Publish::new(&topic, 1, "kept").retained())
                 .await;
@@ -36,13 +36,13 @@ fn the_last_retained_message_is_the_one_whatever_its_qos() {
         let gateway = shared().await;
         for version in VERSIONS {
             let topic = format!("retained/last/{version}");
-            let mut device = Device::clean(gateway.mqtt, version, "retained-last").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "retained-last").await;
             for (text, qos) in [("1", 2), ("2", 0), ("3", 1), ("4", 0)] {
                 device
                     .publish(Publish::new(&topic, qos, text).retained())
                     .await;
             }
-            let mut late = Device::clean(gateway.mqtt, version, "retained-last-sub").await;
+            let mut late = Device::clean(gateway.mqtt(), version, "retained-last-sub").await;
             late.subscribe(&topic, 2).await;
             let got = late.take().await;
             assert_eq!((got.text().as_str(), got.qos, got.retain), ("4", 0, true));
@@ -58,9 +58,9 @@ fn clearing_a_retained_message_is_told_to_those_who_are_subscribed_and_stores_no
         let gateway = shared().await;
         for version in VERSIONS {
             let topic = format!("retained/clear/{version}");
-            let mut live = Device::clean(gateway.mqtt, version, "retained-clear-sub").await;
+            let mut live = Device::clean(gateway.mqtt(), version, "retained-clear-sub").await;
             live.subscribe(&topic, 1).await;
-            let mut device = Device::clean(gateway.mqtt, version, "retained-clear").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "retained-clear").await;
             for text in ["kept", "", ""] {
                 device
                     .publish(Publish::new(&topic, 1, text).retained())
@@ -80,13 +80,13 @@ fn retained_messages_do_not_end_with_the_session_of_their_publisher() {
         let gateway = shared().await;
         for version in VERSIONS {
             let topic = format!("retained/survives/{version}");
-            let mut device = Device::clean(gateway.mqtt, version, "retained-survives").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "retained-survives").await;
             device
                 .publish(Publish::new(&topic, 1, "kept").retained())
                 .await;
             device.disconnect().await;
             super::forget(&gateway, version, "retained-survives").await;
-            let mut late = Device::clean(gateway.mqtt, version, "retained-survives-sub").await;
+            let mut late = Device::clean(gateway.mqtt(), version, "retained-survives-sub").await;
             late.subscribe(&topic, 0).await;
             assert_eq!(late.take().await.text(), "kept");
             late.publish(Publish::new(&topic, 1, "").retained()).await;
@@ -100,7 +100,7 @@ fn a_repeated_subscription_gets_the_retained_messages_again() {
         let gateway = shared().await;
         for version in VERSIONS {
             let topic = format!("retained/again/{version}");
-            let mut device = Device::clean(gateway.mqtt, version, "retained-again").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "retained-again").await;
             device
                 .publish(Publish::new(&topic, 1, "kept").retained())
                 .await;
@@ -122,7 +122,7 @@ fn every_matching_subscription_of_a_subscribe_gets_its_retained_messages() {
         let gateway = shared().await;
         for version in VERSIONS {
             let prefix = format!("retained/many/{version}");
-            let mut device = Device::clean(gateway.mqtt, version, "retained-many").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "retained-many").await;
             for name in ["a", "b", "b/c"] {
                 let topic = format!("{prefix}/{name}");
                 device
@@ -152,7 +152,7 @@ fn every_matching_subscription_of_a_subscribe_gets_its_retained_messages() {
 fn a_retained_message_grows_older_and_ends_with_its_expiry() {
     run(async {
         let gateway = shared().await;
-        let mut device = Device::clean(gateway.mqtt, V5, "retained-expiry").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "retained-expiry").await;
         for (name, seconds) in [("short", 1), ("long", 100)] {
             let publish = Publish::new(&format!("retained/expiry/{name}"), 1, name)
                 .retained()
@@ -161,7 +161,7 @@ fn a_retained_message_grows_older_and_ends_with_its_expiry() {
         }
         pass(Duration::from_millis(1500)).await;
         for version in [V3, V5] {
-            let mut late = Device::clean(gateway.mqtt, version, "retained-expiry-sub").await;
+            let mut late = Device::clean(gateway.mqtt(), version, "retained-expiry-sub").await;
             late.subscribe("retained/expiry/+", 1).await;
             let got = late.take().await;
             assert_eq!(got.text(), "long");
@@ -181,7 +181,7 @@ fn a_retained_message_grows_older_and_ends_with_its_expiry() {
 fn what_a_retained_message_says_beside_its_payload_is_kept_with_it() {
     run(async {
         let gateway = shared().await;
-        let mut device = Device::clean(gateway.mqtt, V5, "retained-properties").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "retained-properties").await;
         let pair = |text: &str| Value::Pair("k".into(), text.into());
         let kept = [
             (0x01, Value::Byte(1)),

@@ -11,9 +11,9 @@ fn a_session_without_expiry_lasts_as_long_as_its_connection() {
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut device = Device::clean(gateway.mqtt, version, "sessions-brief").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "sessions-brief").await;
             device.subscribe("sessions/brief", 2).await;
-            let mut publisher = Device::clean(gateway.mqtt, version, "sessions-brief-pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "sessions-brief-pub").await;
             publisher
                 .publish(Publish::new("sessions/brief", 2, "1"))
                 .await;
@@ -56,7 +56,7 @@ fn a_message_is_added_to_every_session_that_matches() {
                 ids.push((version, id));
             }
         }
-        let mut publisher = Device::clean(gateway.mqtt, V5, "sessions-every-pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "sessions-every-pub").await;
         publisher
             .publish(Publish::new("sessions/every", 2, "x"))
             .await;
@@ -83,7 +83,7 @@ fn the_expiry_interval_is_that_of_the_last_connection() {
     run(async {
         let gateway = shared().await;
         let id = "sessions-last";
-        Device::connect(gateway.mqtt, kept_for(id, 600))
+        Device::connect(gateway.mqtt(), kept_for(id, 600))
             .await
             .disconnect()
             .await;
@@ -92,19 +92,19 @@ fn the_expiry_interval_is_that_of_the_last_connection() {
             clean_start: false,
             ..Connect::new(V5, id)
         };
-        let resumed = Device::connect(gateway.mqtt, connect).await;
+        let resumed = Device::connect(gateway.mqtt(), connect).await;
         assert!(resumed.session_present);
         resumed.disconnect().await;
-        let late = Device::connect(gateway.mqtt, kept_for(id, 0)).await;
+        let late = Device::connect(gateway.mqtt(), kept_for(id, 0)).await;
         assert!(!late.session_present);
         late.disconnect().await;
         // A clean start with an interval makes one that lasts.
         let connect = Connect::new(V5, id).with(property::SESSION_EXPIRY, Value::Four(u32::MAX));
-        Device::connect(gateway.mqtt, connect)
+        Device::connect(gateway.mqtt(), connect)
             .await
             .disconnect()
             .await;
-        let back = Device::connect(gateway.mqtt, kept_for(id, 0)).await;
+        let back = Device::connect(gateway.mqtt(), kept_for(id, 0)).await;
         assert!(back.session_present);
         back.disconnect().await;
     });
@@ -116,7 +116,7 @@ fn an_expiry_interval_that_is_not_granted_is_told() {
         let gateway = shared().await;
         // A month is the most that the default configuration grants; never is more.
         for (asked, told) in [(600, None), (u32::MAX, Some(30 * 24 * 3600))] {
-            let device = Device::connect(gateway.mqtt, kept_for("sessions-told", asked)).await;
+            let device = Device::connect(gateway.mqtt(), kept_for("sessions-told", asked)).await;
             let said = device
                 .connack
                 .iter()
@@ -137,7 +137,7 @@ fn qos_0_is_not_kept_for_a_device_that_is_away() {
             let mut device = resume(&gateway, version, &id).await;
             device.subscribe(&id, 2).await;
             device.disconnect().await;
-            let mut publisher = Device::clean(gateway.mqtt, version, "sessions-zero-pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "sessions-zero-pub").await;
             for qos in [1, 0, 2] {
                 publisher
                     .publish(Publish::new(&id, qos, qos.to_string()))

@@ -14,7 +14,7 @@ fn suback_has_a_code_for_each_filter_in_their_order() {
         let deep = "x/".repeat(60);
         for version in VERSIONS {
             let id = format!("subscribe-codes-{version}");
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &Connect::new(version, &id)).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &Connect::new(version, &id)).await;
             // A filter with more levels than are taken is refused, the others are not.
             let filters = [
                 ("subscribe/codes/2", 2),
@@ -46,7 +46,7 @@ fn many_filters_in_one_subscribe_are_many_subscriptions() {
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut device = Device::clean(gateway.mqtt, version, "subscribe-many").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "subscribe-many").await;
             // The last of a filter that stands twice is the one that holds.
             let filters = [
                 ("subscribe/many/a", 2),
@@ -70,7 +70,7 @@ fn a_repeated_filter_replaces_its_subscription() {
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut device = Device::clean(gateway.mqtt, version, "subscribe-replace").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "subscribe-replace").await;
             for granted in [2, 0, 1] {
                 assert_eq!(
                     device.subscribe("subscribe/replace", granted).await,
@@ -84,7 +84,7 @@ fn a_repeated_filter_replaces_its_subscription() {
             }
         }
         // Identifier and options are replaced with it.
-        let mut device = Device::clean(gateway.mqtt, V5, "subscribe-replace").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "subscribe-replace").await;
         for identifier in [Some(7), Some(268_435_455), None] {
             let properties = identifier
                 .map(|id| (property::SUBSCRIPTION_ID, Value::Var(id)))
@@ -127,10 +127,10 @@ fn replacing_a_subscription_loses_nothing() {
                 } else {
                     connect
                 };
-                let mut device = Device::connect(gateway.mqtt, connect).await;
+                let mut device = Device::connect(gateway.mqtt(), connect).await;
                 device.subscribe(&id, 1).await;
                 let publishing = {
-                    let (address, id) = (gateway.mqtt, id.clone());
+                    let (address, id) = (gateway.mqtt(), id.clone());
                     tokio::spawn(async move {
                         let name = format!("{id}-pub");
                         let mut publisher = Device::clean(address, V5, &name).await;
@@ -158,7 +158,7 @@ fn replacing_a_subscription_loses_nothing() {
 fn retain_as_published_and_retain_handling_are_those_of_each_subscription() {
     run(async {
         let gateway = shared().await;
-        let mut device = Device::clean(gateway.mqtt, V5, "subscribe-options").await;
+        let mut device = Device::clean(gateway.mqtt(), V5, "subscribe-options").await;
         device
             .publish(Publish::new("subscribe/options", 1, "kept").retained())
             .await;

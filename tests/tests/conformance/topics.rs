@@ -30,9 +30,9 @@ fn topics_are_matched_as_they_are_written() {
             "topics/\u{1F600}",
         ];
         for version in VERSIONS {
-            let mut publisher = Device::clean(gateway.mqtt, version, "topics-same-pub").await;
+            let mut publisher = Device::clean(gateway.mqtt(), version, "topics-same-pub").await;
             for mine in topics {
-                let mut device = Device::clean(gateway.mqtt, version, "topics-same").await;
+                let mut device = Device::clean(gateway.mqtt(), version, "topics-same").await;
                 device.subscribe(mine, 1).await;
                 for topic in topics {
                     publisher.publish(Publish::new(topic, 1, topic)).await;
@@ -62,7 +62,7 @@ fn wildcards_stand_alone_in_their_level_and_hash_stands_last() {
                 "",
             ] {
                 for unsubscribe in [false, true] {
-                    let mut device = Device::clean(gateway.mqtt, version, "topics-bad").await;
+                    let mut device = Device::clean(gateway.mqtt(), version, "topics-bad").await;
                     let bytes = if unsubscribe {
                         wire::unsubscribe(version, 1, &[bad])
                     } else {
@@ -73,7 +73,7 @@ fn wildcards_stand_alone_in_their_level_and_hash_stands_last() {
                     assert_eq!(told, (version == V5).then_some(0x8F), "{bad:?}");
                 }
             }
-            let mut device = Device::clean(gateway.mqtt, version, "topics-good").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "topics-good").await;
             for good in [
                 "topics/+/good/#",
                 "+/topics/+",
@@ -94,7 +94,7 @@ fn a_topic_may_be_as_long_as_a_string_can_be() {
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut device = Device::clean(gateway.mqtt, version, "topics-long").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "topics-long").await;
             let longest = "x".repeat(65_535);
             assert_eq!(device.subscribe(&longest, 1).await, 1);
             device.publish(Publish::new(&longest, 1, "x")).await;
@@ -108,11 +108,11 @@ fn topics_with_a_dollar_are_hidden_from_leading_wildcards() {
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut device = Device::clean(gateway.mqtt, version, "topics-dollar").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "topics-dollar").await;
             for filter in ["#", "+/monitor/topics", "/#", "+/#"] {
                 device.subscribe(filter, 0).await;
             }
-            let mut other = Device::clean(gateway.mqtt, version, "topics-dollar-pub").await;
+            let mut other = Device::clean(gateway.mqtt(), version, "topics-dollar-pub").await;
             // Devices may not publish there at all, and nothing of it leaks.
             for topic in ["$SYS/monitor/topics", "$topics/monitor/topics", "$"] {
                 other.publish(Publish::new(topic, 1, "x")).await;

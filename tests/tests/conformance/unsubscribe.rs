@@ -12,7 +12,7 @@ fn a_filter_is_compared_character_by_character() {
     run(async {
         let gateway = shared().await;
         for version in VERSIONS {
-            let mut device = Device::clean(gateway.mqtt, version, "unsubscribe-exact").await;
+            let mut device = Device::clean(gateway.mqtt(), version, "unsubscribe-exact").await;
             device.subscribe("unsubscribe/exact/+", 0).await;
             for other in [
                 "unsubscribe/exact/#",
@@ -42,7 +42,7 @@ fn unsuback_answers_every_filter_and_also_those_nobody_subscribed_to() {
         let gateway = shared().await;
         for version in VERSIONS {
             let connect = Connect::new(version, "unsubscribe-codes");
-            let (mut raw, _) = Raw::connect(gateway.mqtt, &connect).await;
+            let (mut raw, _) = Raw::connect(gateway.mqtt(), &connect).await;
             let filters = [("unsubscribe/codes/a", 0), ("unsubscribe/codes/b", 2)];
             raw.send(&wire::subscribe(version, 1, &Vec::new(), &filters))
                 .await;
@@ -80,7 +80,7 @@ fn delivery_that_has_begun_is_completed_after_an_unsubscribe() {
                 let id = format!("unsubscribe-begun-{version}-{qos}");
                 let mut device = resume(&gateway, version, &id).await;
                 device.subscribe(&id, qos).await;
-                let mut publisher = Device::clean(gateway.mqtt, V5, "unsubscribe-begun").await;
+                let mut publisher = Device::clean(gateway.mqtt(), V5, "unsubscribe-begun").await;
                 publisher.publish(Publish::new(&id, qos, "begun")).await;
                 let first = device.next_publish().await;
                 device.unsubscribe(&id).await;
@@ -107,7 +107,7 @@ fn nothing_new_is_added_for_a_device_that_has_unsubscribed_and_left() {
         let connect = Connect::new(V5, id)
             .persistent()
             .with(property::RECEIVE_MAXIMUM, Value::Two(1));
-        let mut device = Device::connect(gateway.mqtt, connect.clone()).await;
+        let mut device = Device::connect(gateway.mqtt(), connect.clone()).await;
         device
             .subscribe_with(
                 &Vec::new(),
@@ -116,11 +116,11 @@ fn nothing_new_is_added_for_a_device_that_has_unsubscribed_and_left() {
             .await;
         device.unsubscribe("unsubscribe/left/a").await;
         device.disconnect().await;
-        let mut publisher = Device::clean(gateway.mqtt, V5, "unsubscribe-left-pub").await;
+        let mut publisher = Device::clean(gateway.mqtt(), V5, "unsubscribe-left-pub").await;
         for topic in ["unsubscribe/left/a", "unsubscribe/left/b"] {
             publisher.publish(Publish::new(topic, 1, topic)).await;
         }
-        let mut device = Device::connect(gateway.mqtt, connect).await;
+        let mut device = Device::connect(gateway.mqtt(), connect).await;
         assert_eq!(device.take().await.text(), "unsubscribe/left/b");
         device.has_nothing().await;
         device.disconnect().await;

@@ -29,16 +29,16 @@ fn a_will_is_retained_only_when_it_asks_for_it() {
         for version in VERSIONS {
             for retain in [false, true] {
                 let topic = format!("wills/retain/{version}");
-                let mut watcher = Device::clean(gateway.mqtt, version, "wills-retain-1").await;
+                let mut watcher = Device::clean(gateway.mqtt(), version, "wills-retain-1").await;
                 watcher.subscribe(&topic, 1).await;
                 let will = Will {
                     retain,
                     ..will(&topic)
                 };
                 let connect = Connect::new(version, "wills-retain").with_will(will);
-                drop(Device::connect(gateway.mqtt, connect).await);
+                drop(Device::connect(gateway.mqtt(), connect).await);
                 assert!(!watcher.take().await.retain);
-                let mut late = Device::clean(gateway.mqtt, version, "wills-retain-2").await;
+                let mut late = Device::clean(gateway.mqtt(), version, "wills-retain-2").await;
                 late.subscribe(&topic, 1).await;
                 if retain {
                     let got = late.take().await;
@@ -60,17 +60,17 @@ fn a_will_is_published_once_and_belongs_to_its_connection() {
         for version in VERSIONS {
             let topic = format!("wills/once/{version}");
             let id = format!("wills-once-{version}");
-            let mut watcher = Device::clean(gateway.mqtt, version, "wills-once-watcher").await;
+            let mut watcher = Device::clean(gateway.mqtt(), version, "wills-once-watcher").await;
             watcher.subscribe(&topic, 2).await;
             let connect = Connect::new(version, &id).persistent();
-            drop(Device::connect(gateway.mqtt, connect.clone().with_will(will(&topic))).await);
+            drop(Device::connect(gateway.mqtt(), connect.clone().with_will(will(&topic))).await);
             assert_eq!(watcher.take().await.text(), "gone");
             // The same session without a will: nothing is left of the first.
             for _ in 0..2 {
-                drop(Device::connect(gateway.mqtt, connect.clone()).await);
+                drop(Device::connect(gateway.mqtt(), connect.clone()).await);
             }
             // Its end has been seen to once the session can be had again.
-            Device::connect(gateway.mqtt, connect)
+            Device::connect(gateway.mqtt(), connect)
                 .await
                 .disconnect()
                 .await;
@@ -84,7 +84,7 @@ fn a_will_is_published_once_and_belongs_to_its_connection() {
 fn the_properties_of_a_will_travel_with_it() {
     run(async {
         let gateway = shared().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "wills-properties-watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "wills-properties-watcher").await;
         watcher.subscribe("wills/properties", 1).await;
         let pair = |key: &str, value: &str| {
             (
@@ -107,7 +107,7 @@ fn the_properties_of_a_will_travel_with_it() {
             ..will("wills/properties")
         };
         let connect = Connect::new(V5, "wills-properties").with_will(will);
-        drop(Device::connect(gateway.mqtt, connect).await);
+        drop(Device::connect(gateway.mqtt(), connect).await);
         let got = watcher.take().await;
         for (id, value) in &kept {
             assert_eq!(got.property(*id), Some(value));
@@ -128,17 +128,17 @@ fn the_properties_of_a_will_travel_with_it() {
 fn a_delayed_will_comes_no_later_than_the_end_of_its_session() {
     run(async {
         let gateway = shared().await;
-        let mut watcher = Device::clean(gateway.mqtt, V5, "wills-end-watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "wills-end-watcher").await;
         watcher.subscribe("wills/end", 1).await;
         // A session that ends with its connection, one that ends a second later, and one that a
         // clean start ends.
         for seconds in [0, 1] {
             let connect = kept_for("wills-end", seconds).with_will(delayed("wills/end", 600));
-            drop(Device::connect(gateway.mqtt, connect).await);
+            drop(Device::connect(gateway.mqtt(), connect).await);
             assert_eq!(watcher.take().await.text(), "gone", "{seconds}");
         }
         let connect = kept_for("wills-end", 600).with_will(delayed("wills/end", 600));
-        drop(Device::connect(gateway.mqtt, connect).await);
+        drop(Device::connect(gateway.mqtt(), connect).await);
         watcher.has_nothing().await;
         forget(&gateway, V5, "wills-end").await;
         assert_eq!(
@@ -154,27 +154,27 @@ fn a_delayed_will_is_cancelled_by_a_return_in_time_and_only_by_that() {
     run(async {
         let gateway = shared().await;
         let id = "wills-delay";
-        let mut watcher = Device::clean(gateway.mqtt, V5, "wills-delay-watcher").await;
+        let mut watcher = Device::clean(gateway.mqtt(), V5, "wills-delay-watcher").await;
         watcher.subscribe("wills/delay", 1).await;
         let connect = kept_for(id, 600).with_will(delayed("wills/delay", 1));
         // Back at once, over the broken connection and after it.
-        let first = Device::connect(gateway.mqtt, connect.clone()).await;
-        let second = Device::connect(gateway.mqtt, connect.clone()).await;
+        let first = Device::connect(gateway.mqtt(), connect.clone()).await;
+        let second = Device::connect(gateway.mqtt(), connect.clone()).await;
         drop(second);
         drop(first);
-        let back = Device::connect(gateway.mqtt, kept_for(id, 600)).await;
+        let back = Device::connect(gateway.mqtt(), kept_for(id, 600)).await;
         assert!(back.session_present);
         pass(std::time::Duration::from_secs(1) + QUIET).await;
         watcher.has_nothing().await;
         back.disconnect().await;
         // A DISCONNECT takes the will away, delayed or not.
-        Device::connect(gateway.mqtt, connect.clone())
+        Device::connect(gateway.mqtt(), connect.clone())
             .await
             .disconnect()
             .await;
         // And nobody back in time.
         let broken = std::time::Instant::now();
-        drop(Device::connect(gateway.mqtt, connect).await);
+        drop(Device::connect(gateway.mqtt(), connect).await);
         assert_eq!(watcher.take().await.text(), "gone");
         assert!(broken.elapsed() >= std::time::Duration::from_millis(900));
         watcher.has_nothing().await;
@@ -189,11 +189,11 @@ fn the_will_of_a_displaced_connection_is_published() {
         for version in VERSIONS {
             let topic = format!("wills/displaced/{version}");
             let id = format!("wills-displaced-{version}");
-            let mut watcher = Device::clean(gateway.mqtt, V5, "wills-displaced").await;
+            let mut watcher = Device::clean(gateway.mqtt(), V5, "wills-displaced").await;
             watcher.subscribe(&topic, 1).await;
             let connect = Connect::new(version, &id).with_will(will(&topic));
-            let older = Device::connect(gateway.mqtt, connect).await;
-            let newer = Device::clean(gateway.mqtt, version, &id).await;
+            let older = Device::connect(gateway.mqtt(), connect).await;
+            let newer = Device::clean(gateway.mqtt(), version, &id).await;
             assert_eq!(watcher.take().await.text(), "gone");
             drop(older);
             newer.disconnect().await;

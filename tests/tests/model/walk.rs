@@ -150,7 +150,7 @@ impl<'a> Walk<'a> {
         for at in 0..self.world.clients.len() {
             let client = &self.world.clients[at];
             let connect = Connect::new(client.version, &client.name);
-            let device = Device::connect(self.gateway.mqtt, connect).await;
+            let device = Device::connect(self.gateway.mqtt(), connect).await;
             device.disconnect().await;
         }
     }
@@ -316,7 +316,7 @@ impl<'a> Walk<'a> {
         if !resumes {
             self.unreleased[at].clear();
         }
-        let device = match Device::try_connect(self.gateway.mqtt, connect).await {
+        let device = match Device::try_connect(self.gateway.mqtt(), connect).await {
             Ok(device) => device,
             Err(problem) => self.fail(&format!("client {at} could not connect: {problem}")),
         };
