@@ -107,7 +107,7 @@ impl Nodes for LocalNodes {
                     .address()
                     .map_or_else(String::new, |a| a.to_string()),
                 version: link.version,
-                transport: link.transport.label(link.wire.is_encrypted()),
+                transport: link.transport.label(link.wire.is_encrypted()).to_owned(),
                 keep_alive_s: link.keep_alive_s,
                 persistent: state.is_persistent(),
                 subscriptions: state.subscriptions.len(),

@@ -17,7 +17,8 @@
 //! | [`Nodes`] | the way to an access node, wherever it runs |
 //!
 //! Read in this order: [`ids`], [`message`], the seams above, then [`embedded`], the backend of a
-//! single machine: one key-value store, one writer thread, one `fdatasync` for many callers.
+//! single machine: one key-value store, one writer thread, one `fdatasync` for many callers. [`remote`] is the way to access
+//! nodes of other processes.
 //! [`duration`] is how durations are written in every configuration section and request.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
@@ -36,6 +37,7 @@ pub mod pubsub;
 pub mod rabbit;
 mod record;
 pub mod redis;
+pub mod remote;
 pub mod routes;
 pub mod sessions;
 pub mod shards;

@@ -51,8 +51,8 @@ pub struct SessionView {
     pub address: String,
     /// The protocol version.
     pub version: Version,
-    /// `tcp` or `ws`.
-    pub transport: &'static str,
+    /// `tcp`, `tls`, `ws` or `wss`.
+    pub transport: String,
     /// Seconds; 0 is off.
     pub keep_alive_s: u16,
     /// Whether the session outlives the connection.

@@ -76,7 +76,7 @@ pub(super) struct Details {
     /// MQTT version: `3.1.1` or `5.0`.
     protocol: &'static str,
     /// `tcp`, `tls`, `ws` or `wss`.
-    transport: &'static str,
+    transport: String,
     /// Seconds; 0 is off.
     keep_alive: u16,
     /// Whether the session outlives the connection.

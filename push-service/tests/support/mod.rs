@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use async_trait::async_trait;
 use moorline_mqtt::{Publish, Version};
 use moorline_push_service::{
-    ApiKeyRecord, Config, MetricsHandle, PushService, Scope, ServeError, serve,
+    ApiKeyRecord, Config, Dependency, MetricsHandle, PushService, Readiness, Scope, ServeError,
+    serve,
 };
 use moorline_router::embedded::{self, EmbeddedStore};
 use moorline_router::{
