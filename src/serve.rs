@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use moorline_access_node::{Access, AccessNode, ListenerSettings, StartError};
-use moorline_push_service::{ApiKeyRecord, PushService};
+use moorline_push_service::{ApiKeyRecord, Dependency, PushService, Readiness};
 use moorline_router::NodeId;
 use moorline_router::embedded::EmbeddedStore;
 use tokio::net::TcpListener;
@@ -152,7 +152,10 @@ async fn serve(
         upstream_log: Some(Arc::clone(&store)),
         keys: vec![ApiKeyRecord::with_every_scope("default", &key.key)],
         metrics,
-        draining: Arc::clone(&draining),
+        readiness: Readiness {
+            draining: Arc::clone(&draining),
+            dependencies: vec![Dependency::embedded(Arc::clone(&store))],
+        },
         device_topics,
     };
     let http = tokio::spawn(moorline_push_service::serve(

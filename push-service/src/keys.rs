@@ -5,9 +5,12 @@
 
 use std::fmt;
 
+use axum::http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
+
+use crate::problem::{Problem, ProblemKind};
 
 /// What a key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -109,6 +112,39 @@ impl Keys {
     /// The keys in force.
     pub fn new(keys: Vec<ApiKeyRecord>) -> Self {
         Self(keys)
+    }
+
+    /// The key that a request with `headers` carries, if it allows `scope`.
+    pub(crate) fn authorize(
+        &self,
+        headers: &HeaderMap,
+        scope: Scope,
+    ) -> Result<&ApiKeyRecord, Problem> {
+        let key = self.authenticate(headers)?;
+        if !key.allows(scope) {
+            let (name, scope) = (key.name(), scope.as_str());
+            let detail = format!("the key {name:?} has no scope {scope:?}");
+            return Err(Problem::new(ProblemKind::Forbidden, detail));
+        }
+        Ok(key)
+    }
+
+    fn authenticate(&self, headers: &HeaderMap) -> Result<&ApiKeyRecord, Problem> {
+        let unauthorized = |detail| Problem::new(ProblemKind::Unauthorized, detail);
+        let Some(value) = headers.get(header::AUTHORIZATION) else {
+            return Err(unauthorized("send the header `Authorization: Bearer KEY`"));
+        };
+        let value = value.as_bytes();
+        let token = match value.split_at_checked(7) {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token.trim_ascii(),
+            _ => {
+                return Err(unauthorized(
+                    "the Authorization header must be `Bearer KEY`",
+                ));
+            }
+        };
+        self.find(token)
+            .ok_or_else(|| unauthorized("this API key is not known"))
     }
 
     /// The key whose secret is `token`. Looks at all of them, whichever it is.

@@ -4,7 +4,8 @@
 //! [`Nodes`]. It never opens a socket to a device and knows nothing of MQTT but topic names and properties.
 //!
 //! Read in this order: [`push`] (the one door through which every push goes), `request` (what the JSON of a push
-//! may say), `api` (one file a resource), [`problem`] (every other answer), [`keys`] (who may), `connections` (whose sockets).
+//! may say), `api` (one file a resource), [`problem`] (every other answer), [`keys`] (who may), `connections` (whose sockets),
+//! `readiness` (whether new work is taken), `node_api` (what processes have instead that are no push service).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
@@ -13,12 +14,13 @@ pub mod config;
 mod connections;
 pub mod keys;
 mod metrics;
+mod node_api;
 pub mod problem;
 pub mod push;
+mod readiness;
 mod request;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use moorline_router::embedded::EmbeddedStore;
@@ -29,6 +31,8 @@ use tokio::sync::watch;
 pub use config::Config;
 pub use keys::{ApiKeyRecord, Scope};
 pub use metrics::{MetricsHandle, install_metrics};
+pub use node_api::{NodeApi, serve_node_api};
+pub use readiness::{Dependency, Findings, Readiness};
 
 /// How often what was recorded is folded into the histograms' buckets.
 const FOLD_INTERVAL: Duration = Duration::from_secs(5);
@@ -47,8 +51,8 @@ pub struct PushService {
     pub keys: Vec<ApiKeyRecord>,
     /// What `/metrics` renders.
     pub metrics: MetricsHandle,
-    /// Set when the process is to stop: `/readyz` says no from then on.
-    pub draining: Arc<AtomicBool>,
+    /// What `/readyz` says.
+    pub readiness: Readiness,
     /// The first level of the topics that belong to one device: `d` in `d/{client}/push`.
     pub device_topics: String,
 }
@@ -77,6 +81,17 @@ pub async fn serve(
     let (stop_sender, stop) = watch::channel(false);
     let app = api::app(service, stop.clone()).map_err(ServeError::Config)?;
     let server = connections::run(listener, app, limits, stop);
+    until_stopped(server, stop_sender, shutdown, shutdown_timeout, metrics).await
+}
+
+/// Runs `server` until `shutdown`, then for at most `shutdown_timeout` until it has answered what it has.
+async fn until_stopped(
+    server: impl Future<Output = std::io::Result<()>>,
+    stop_sender: watch::Sender<bool>,
+    shutdown: impl Future<Output = ()>,
+    shutdown_timeout: Duration,
+    metrics: MetricsHandle,
+) -> Result<(), ServeError> {
     let stopping = async move {
         shutdown.await;
         stop_sender.send_replace(true);

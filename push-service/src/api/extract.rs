@@ -14,7 +14,7 @@ use futures_util::StreamExt as _;
 use moorline_router::{ClientId, MessageId, Position, duration};
 
 use super::Api;
-use crate::keys::{ApiKeyRecord, Scope};
+use crate::keys::Scope;
 use crate::problem::{FieldError, Problem, ProblemKind};
 
 /// A scope as a type, so that a handler's signature says what its caller must be allowed.
@@ -43,36 +43,12 @@ impl<S: Required> FromRequestParts<Arc<Api>> for Caller<S> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
-        let key = authenticate(&parts.headers, api)?;
-        if !key.allows(S::SCOPE) {
-            let (name, scope) = (key.name(), S::SCOPE.as_str());
-            let detail = format!("the key {name:?} has no scope {scope:?}");
-            return Err(Problem::new(ProblemKind::Forbidden, detail));
-        }
+        let key = api.keys.authorize(&parts.headers, S::SCOPE)?;
         Ok(Self {
             name: key.name().to_owned(),
             scope: PhantomData,
         })
     }
-}
-
-fn authenticate<'a>(headers: &HeaderMap, api: &'a Api) -> Result<&'a ApiKeyRecord, Problem> {
-    let unauthorized = |detail| Problem::new(ProblemKind::Unauthorized, detail);
-    let Some(value) = headers.get(header::AUTHORIZATION) else {
-        return Err(unauthorized("send the header `Authorization: Bearer KEY`"));
-    };
-    let value = value.as_bytes();
-    let token = match value.split_at_checked(7) {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token.trim_ascii(),
-        _ => {
-            return Err(unauthorized(
-                "the Authorization header must be `Bearer KEY`",
-            ));
-        }
-    };
-    api.keys
-        .find(token)
-        .ok_or_else(|| unauthorized("this API key is not known"))
 }
 
 /// A request body that is JSON, within the limit.

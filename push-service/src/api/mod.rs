@@ -13,7 +13,6 @@ mod push;
 mod upstream;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use axum::Router;
@@ -31,7 +30,9 @@ use utoipa_axum::routes;
 use crate::keys::Keys;
 use crate::problem::{Problem, ProblemKind};
 use crate::push::Submitter;
-use crate::{Config, MetricsHandle, PushService};
+use crate::{Config, MetricsHandle, PushService, Readiness};
+
+pub(crate) use operations::metrics_response;
 
 pub(crate) struct Api {
     config: Config,
@@ -40,7 +41,7 @@ pub(crate) struct Api {
     upstream_log: Option<Arc<EmbeddedStore>>,
     keys: Keys,
     metrics: MetricsHandle,
-    draining: Arc<AtomicBool>,
+    readiness: Readiness,
     device_topics: String,
     submitter: Submitter,
     document: Bytes,
@@ -93,7 +94,7 @@ pub(crate) fn app(service: PushService, stop: watch::Receiver<bool>) -> Result<R
         nodes: service.nodes,
         upstream_log: service.upstream_log,
         metrics: service.metrics,
-        draining: service.draining,
+        readiness: service.readiness,
         device_topics: service.device_topics,
         stop,
     });
@@ -104,7 +105,7 @@ pub(crate) fn app(service: PushService, stop: watch::Receiver<bool>) -> Result<R
         .with_state(api))
 }
 
-async fn no_such_path(request: Request) -> Problem {
+pub(crate) async fn no_such_path(request: Request) -> Problem {
     let path = request.uri().path();
     Problem::new(
         ProblemKind::NotFound,
@@ -112,7 +113,7 @@ async fn no_such_path(request: Request) -> Problem {
     )
 }
 
-async fn no_such_method(request: Request) -> Problem {
+pub(crate) async fn no_such_method(request: Request) -> Problem {
     let detail = format!(
         "{} has no {}; the Allow header says what it has",
         request.uri().path(),

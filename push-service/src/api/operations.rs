@@ -1,12 +1,9 @@
 //! What operators and their machines ask: nodes, health, metrics, this API's description.
 
-use std::sync::atomic::Ordering;
-
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use moorline_router::embedded::Health;
 use moorline_router::{NodeRecord, NodeState};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -14,7 +11,9 @@ use utoipa::ToSchema;
 use super::document::{CallProblems, StoreProblem};
 use super::extract::{Caller, Read};
 use super::{Api, Shared};
+use crate::MetricsHandle;
 use crate::problem::Problem;
+use crate::readiness::ReadinessBody;
 
 /// An access node.
 #[derive(Serialize, ToSchema)]
@@ -30,6 +29,9 @@ pub(super) struct Node {
     state: &'static str,
     /// Connections held, as of the last renewal of its lease.
     connections: u64,
+    /// Where it runs, by the operator's word; absent where nothing was said.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    region: String,
 }
 
 impl From<NodeRecord> for Node {
@@ -43,6 +45,7 @@ impl From<NodeRecord> for Node {
                 NodeState::Draining => "draining",
             },
             connections: node.connections,
+            region: node.region,
         }
     }
 }
@@ -82,51 +85,18 @@ pub(super) async fn alive() -> Json<Alive> {
     Json(Alive { status: "ok" })
 }
 
-/// Whether new work is taken.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Readiness {
-    /// Whether devices and pushes are welcome.
-    ready: bool,
-    /// Why not; empty where it is ready.
-    reasons: Vec<String>,
-}
-
 /// Whether new devices and pushes are taken.
 #[utoipa::path(
     get, path = "/readyz", tag = "operations", security(()),
     responses(
-        (status = 200, description = "They are", body = Readiness),
-        (status = 503, description = "They are not: the process is leaving, or its store cannot make things durable", body = Readiness,
+        (status = 200, description = "They are", body = ReadinessBody),
+        (status = 503, description = "They are not: the process is leaving, or its store cannot make things durable", body = ReadinessBody,
             headers(("Retry-After" = u32, description = "Seconds"))),
     )
 )]
 pub(super) async fn ready(State(api): Shared) -> Response {
-    let reasons = reasons_against(&api).await;
-    let readiness = Readiness {
-        ready: reasons.is_empty(),
-        reasons,
-    };
-    if readiness.ready {
-        return Json(readiness).into_response();
-    }
-    let retry = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
-    (StatusCode::SERVICE_UNAVAILABLE, retry, Json(readiness)).into_response()
-}
-
-async fn reasons_against(api: &Api) -> Vec<String> {
-    let mut reasons = Vec::new();
-    if api.draining.load(Ordering::Acquire) || *api.stop.borrow() {
-        reasons.push("draining: this process is about to stop".to_owned());
-    }
-    if let Some(store) = api.upstream_log.clone() {
-        // It asks the file system.
-        match tokio::task::spawn_blocking(move || store.health()).await {
-            Ok(Health::Ready) => {}
-            Ok(Health::Unavailable(cause)) => reasons.push(format!("store: {cause}")),
-            Err(error) => reasons.push(format!("store: its health is not known: {error}")),
-        }
-    }
-    reasons
+    let is_stopping = *api.stop.borrow();
+    api.readiness.respond(is_stopping).await
 }
 
 /// What is counted, in the Prometheus text format.
@@ -135,8 +105,12 @@ async fn reasons_against(api: &Api) -> Vec<String> {
     responses((status = 200, description = "Every metric of this process", body = String, content_type = "text/plain; version=0.0.4"))
 )]
 pub(super) async fn metrics(State(api): Shared) -> Response {
+    metrics_response(&api.metrics)
+}
+
+pub(crate) fn metrics_response(metrics: &MetricsHandle) -> Response {
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], api.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, kind)], metrics.render()).into_response()
 }
 
 /// This description of the API.

@@ -95,7 +95,7 @@ impl Nodes for MadeUpNode {
             epoch: Epoch(1),
             address: "127.0.0.1:9".into(),
             version: Version::V5,
-            transport: "ws",
+            transport: "ws".to_owned(),
             keep_alive_s: 60,
             persistent: true,
             subscriptions: 2,
@@ -158,7 +158,10 @@ impl Service {
                 ApiKeyRecord::from_plain("pusher", PUSH_KEY, &[Scope::Push]),
             ],
             metrics: MetricsHandle::detached(),
-            draining: draining.clone(),
+            readiness: Readiness {
+                draining: draining.clone(),
+                dependencies: vec![Dependency::embedded(Arc::clone(&store))],
+            },
             device_topics: "d".into(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
