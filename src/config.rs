@@ -3,6 +3,8 @@
 //! Each role owns its section. This module only finds the values and says, in the words of the
 //! file, what is wrong with them.
 
+mod cluster;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -11,6 +13,7 @@ use moorline_access_node::{AclConfig, AuthConfig, ListenerConfig, ListenerSettin
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub(crate) use self::cluster::{ClusterConfig, DrainConfig};
 use crate::cli::Options;
 
 /// Every key of the gateway.
@@ -29,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) http: moorline_push_service::Config,
     pub(crate) store: moorline_router::embedded::Config,
     pub(crate) upstream: moorline_upstream_worker::Config,
+    pub(crate) rabbitmq: moorline_router::rabbit::Config,
+    pub(crate) cluster: ClusterConfig,
 }
 
 /// The `[listen]` section.
@@ -113,6 +118,8 @@ impl Default for Config {
             http: moorline_push_service::Config::default(),
             store: moorline_router::embedded::Config::default(),
             upstream: moorline_upstream_worker::Config::default(),
+            rabbitmq: moorline_router::rabbit::Config::default(),
+            cluster: ClusterConfig::default(),
         }
     }
 }
@@ -226,9 +233,11 @@ fn one_line(text: &str) -> String {
     text.trim().replace('\n', " ")
 }
 
-/// Every key there is, with its default.
+/// Every key there is, with its default; those that are left out by default are empty.
 fn known() -> Table {
-    Table::try_from(Config::default()).expect("the defaults can be written as TOML")
+    let mut config = Config::default();
+    config.rabbitmq.ca = Some(PathBuf::new());
+    Table::try_from(config).expect("the defaults can be written as TOML")
 }
 
 /// The same with one element in each list of tables.
@@ -374,6 +383,7 @@ fn validate(config: &Config) -> Result<(), String> {
     config.http.validate()?;
     config.store.validate()?;
     config.upstream.validate()?;
+    config.validate_cluster()?;
     config
         .log
         .level
@@ -388,6 +398,16 @@ fn validate(config: &Config) -> Result<(), String> {
 }
 
 impl Config {
+    /// Whether this process is one of several, over Redis and RabbitMQ.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.rabbitmq.is_on()
+    }
+
+    fn validate_cluster(&self) -> Result<(), String> {
+        self.rabbitmq.validate()?;
+        self.cluster.validate()
+    }
+
     /// Every listener for devices: those of `[listen]`, then the `[[listeners]]`; each with the key
     /// that an operator knows it by.
     pub(crate) fn device_listeners(&self) -> Vec<(String, ListenerConfig)> {
@@ -545,7 +565,8 @@ mod tests {
     #[test]
     fn the_printed_defaults_are_the_defaults() {
         let read: Config = toml::from_str(&default_toml()).unwrap();
-        assert_eq!(Table::try_from(read).unwrap(), known());
+        let defaults = Table::try_from(Config::default()).unwrap();
+        assert_eq!(Table::try_from(read).unwrap(), defaults);
     }
 
     #[test]
