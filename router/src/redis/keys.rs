@@ -9,7 +9,7 @@
 
 use std::fmt::Write as _;
 
-use crate::ClientId;
+use crate::{ClientId, MessageId};
 
 /// Shards: of clients on no node, and of the indexes over clients. Part of the layout.
 pub(crate) const SHARDS: u16 = 16;
@@ -39,6 +39,11 @@ impl Keys {
         key.push_str("}:");
         key.push_str(kind);
         key
+    }
+
+    /// What is known of a message by its id alone. The id may hold any braces: each is in the slot that it falls into.
+    pub(crate) fn message(&self, id: &MessageId) -> String {
+        format!("{}m:{id}", self.prefix)
     }
 
     /// Something of a shard.

@@ -6,6 +6,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ahash::RandomState;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -22,6 +23,7 @@ const BATCH_CALLS: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
 /// What one lane may hold; beyond it calls are refused.
 const QUEUE_BYTES: usize = 32 << 20;
+const FLUSH_POLL: Duration = Duration::from_millis(2);
 
 type Answer = oneshot::Sender<Result<Value, StoreError>>;
 
@@ -38,6 +40,8 @@ struct Queued {
 struct Queue {
     calls: VecDeque<Queued>,
     bytes: usize,
+    /// A pipeline is on its way.
+    busy: bool,
     closed: bool,
 }
 
@@ -121,6 +125,19 @@ impl Lanes {
     }
 }
 
+impl Lanes {
+    /// Waits until nothing that was called is on its way any more.
+    pub(super) async fn flush(&self) {
+        let idle = |lane: &Arc<Lane>| {
+            let queue = lane.queue.lock();
+            queue.calls.is_empty() && !queue.busy
+        };
+        while !self.lanes.iter().all(idle) {
+            tokio::time::sleep(FLUSH_POLL).await;
+        }
+    }
+}
+
 impl Drop for Lanes {
     fn drop(&mut self) {
         for lane in &self.lanes {
@@ -163,7 +180,9 @@ async fn run(lane: Arc<Lane>, servers: Arc<Servers>) {
     loop {
         let (batch, closed) = {
             let mut queue = lane.queue.lock();
-            (gather(&mut queue), queue.closed)
+            let batch = gather(&mut queue);
+            queue.busy = !batch.is_empty();
+            (batch, queue.closed)
         };
         if batch.is_empty() {
             if closed {

@@ -67,6 +67,11 @@ impl Link {
         }
     }
 
+    /// Waits until every write that was called has been answered, notes included.
+    pub(super) async fn flush(&self) {
+        self.lanes.flush().await;
+    }
+
     /// A read, beside all writes: it sees what was answered before it was called.
     pub(crate) async fn read(&self, call: Call) -> Result<Value, StoreError> {
         self.read_all(vec![call]).await.remove(0)

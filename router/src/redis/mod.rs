@@ -15,12 +15,19 @@
 mod config;
 mod finder;
 mod flight;
+mod inbox_answer;
+mod inbox_calls;
+mod inbox_hand_over;
+mod inbox_metrics;
+mod inbox_waiting;
+mod inboxes;
 mod keys;
 mod lanes;
 mod link;
 #[cfg(test)]
 mod link_tests;
 mod port;
+mod receipts;
 mod reply;
 mod script;
 #[cfg(test)]
@@ -31,13 +38,15 @@ use std::sync::Arc;
 
 pub use config::{Config, Limits, Mode};
 
+use inbox_calls::InboxCalls;
+use inboxes::InboxParts;
 use keys::Keys;
 use link::Link;
 use script::Script;
 
 /// Every script, as each server is given them when it is connected to.
 fn scripts() -> impl Iterator<Item = &'static Script> {
-    let all: [&'static [&'static Script]; 0] = [];
+    let all: [&'static [&'static Script]; 1] = [&inbox_calls::SCRIPTS];
     all.into_iter().flatten().copied()
 }
 
@@ -48,9 +57,10 @@ pub struct OpenError(String);
 
 /// The store on Redis.
 pub struct RedisStore {
-    link: Link,
+    link: Arc<Link>,
     keys: Keys,
     limits: Limits,
+    inboxes: Arc<InboxParts>,
 }
 
 impl RedisStore {
@@ -60,10 +70,20 @@ impl RedisStore {
     /// # Errors
     /// When the configuration cannot be used.
     pub fn open(config: &Config, limits: Limits) -> Result<Arc<Self>, OpenError> {
+        let link = Arc::new(Link::start(config).map_err(OpenError)?);
+        let keys = Keys::new(&config.key_prefix);
+        let calls = InboxCalls::new(keys.clone(), limits.clone());
         Ok(Arc::new(Self {
-            link: Link::start(config).map_err(OpenError)?,
-            keys: Keys::new(&config.key_prefix),
+            inboxes: Arc::new(InboxParts::new(link.clone(), calls)),
+            link,
+            keys,
             limits,
         }))
+    }
+
+    /// Waits until what was submitted has been answered, also what nobody waits for; for a clean end of the process.
+    /// Redis may be out of reach: wait no longer than is bearable.
+    pub async fn flush(&self) {
+        self.link.flush().await;
     }
 }
