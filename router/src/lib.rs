@@ -53,7 +53,7 @@ pub use inboxes::{
 };
 pub use message::{Message, Origin, Share};
 pub use nodes::{BanView, Delivery, DeliveryOutcome, Nodes, Published, SessionView};
-pub use pubsub::{PubSub, Publication};
+pub use pubsub::{GroupMember, PubSub, Publication, TopicPushes};
 pub use routes::{Claim, NodeRecord, NodeState, Route, Routes, Standing};
 pub use sessions::{
     ReceivedPublish, Retained, RetainedChanges, RetainedVersion, SessionRecord, Sessions,

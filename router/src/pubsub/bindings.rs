@@ -30,6 +30,16 @@ impl Changes {
         self.bind.is_empty() && self.unbind.is_empty()
     }
 
+    /// What is left to do for both.
+    pub(crate) fn merge(&mut self, later: Self) {
+        for pattern in later.bind {
+            self.bound(pattern);
+        }
+        for pattern in later.unbind {
+            self.unbound(pattern);
+        }
+    }
+
     fn bound(&mut self, pattern: String) {
         match self.unbind.iter().position(|other| *other == pattern) {
             Some(at) => drop(self.unbind.swap_remove(at)),

@@ -11,6 +11,7 @@
 pub mod config;
 pub mod link;
 pub mod publisher;
+pub mod pubsub;
 pub mod topology;
 
 mod lane;
@@ -18,4 +19,5 @@ mod lane;
 pub use config::Config;
 pub use link::Link;
 pub use publisher::{Publisher, Publishing};
+pub use pubsub::RabbitPubSub;
 pub use topology::{Declaration, Topology};

@@ -27,6 +27,7 @@ mod link;
 #[cfg(test)]
 mod link_tests;
 mod port;
+mod queues;
 mod receipts;
 mod reply;
 mod script;
@@ -46,7 +47,7 @@ use script::Script;
 
 /// Every script, as each server is given them when it is connected to.
 fn scripts() -> impl Iterator<Item = &'static Script> {
-    let all: [&'static [&'static Script]; 1] = [&inbox_calls::SCRIPTS];
+    let all: [&'static [&'static Script]; 2] = [&inbox_calls::SCRIPTS, &queues::SCRIPTS];
     all.into_iter().flatten().copied()
 }
 
