@@ -31,6 +31,8 @@ pub struct Stores {
     pub rabbit: VirtualHost,
     /// Before every key.
     pub prefix: String,
+    /// Where the process listens for the others: `internal_listen = "…"`, and `advertise = "…"` where that differs.
+    pub internal: String,
     /// What processes show each other.
     pub secret: String,
 }
@@ -49,6 +51,7 @@ impl Stores {
             redis: format!("url = \"{redis_url}\"\n"),
             rabbit,
             prefix: unique("test"),
+            internal: "internal_listen = \"127.0.0.1:0\"\n".to_owned(),
             secret: "a secret that the processes of a test share".to_owned(),
         }
     }
@@ -57,9 +60,9 @@ impl Stores {
     pub fn sections(&self, name: &str) -> String {
         format!(
             "[redis]\n{}key_prefix = \"{}\"\n\
-             [rabbitmq]\nurl = \"{}\"\n\
-             [cluster]\nname = \"{name}\"\nlisten = \"127.0.0.1:0\"\nsecret = \"{}\"\n",
-            self.redis, self.prefix, self.rabbit.url, self.secret
+             [rabbitmq]\nurl = \"{}\"\npartitions = 4\n\
+             [cluster]\nname = \"{name}\"\n{}secret = \"{}\"\n",
+            self.redis, self.prefix, self.rabbit.url, self.internal, self.secret
         )
     }
 }

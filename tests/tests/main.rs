@@ -10,6 +10,7 @@ mod acl;
 mod auth;
 mod auth_http;
 mod auth_jwt;
+mod cluster;
 mod conformance;
 mod disk_full;
 mod interop;
