@@ -21,7 +21,7 @@ use crate::publish::Durable;
 use crate::rate::Meter;
 use crate::reader::{ReadError, Reader, Received};
 use crate::session::Session;
-use crate::wire::{BEHIND, CLOSING, FEEDING, UNSENT, Wire, YIELDED};
+use crate::wire::{BEHIND, CLOSING, FEEDING, RESTORE, UNSENT, Wire, YIELDED};
 
 /// Bytes of a page of the inbox.
 const PAGE_BYTES: usize = 256 * 1024;
@@ -96,6 +96,7 @@ enum Event {
     Writable,
     Page(Result<InboxPage, StoreError>, Position),
     Feeding,
+    Restore,
     Received(Result<Received, ReadError>),
 }
 
@@ -125,6 +126,7 @@ impl Connection {
                     self.feed_when_there_is_room();
                     Ok(())
                 }
+                Event::Restore => self.restore(),
                 Event::Received(Ok(received)) => self.on_received(received),
                 Event::Received(Err(ReadError::WebSocket(error))) => {
                     tracing::debug!(client = %self.session.client, %error, "not MQTT over WebSocket");
@@ -145,6 +147,9 @@ impl Connection {
         self.wire.register(context);
         if self.wire.is_signalled(CLOSING) {
             return Poll::Ready(Event::Closing);
+        }
+        if self.wire.is_signalled(RESTORE) {
+            return Poll::Ready(Event::Restore);
         }
         if let Some(Pending {
             durable: Some(durable),

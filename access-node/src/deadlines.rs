@@ -11,6 +11,7 @@ use moorline_router::{ClientId, Epoch, unix_ms};
 use parking_lot::Mutex;
 
 use crate::close_reason::CloseReason;
+use crate::cluster::comparison;
 use crate::node::Node;
 use crate::session::{Link, Session, State};
 
@@ -101,7 +102,8 @@ impl Wheel {
             let Some(next) = look(&mut state, watched.epoch, now_s, node) else {
                 continue;
             };
-            let reads = !state.inbox.behind;
+            // Nobody else looks whether the connection is still the client's.
+            let reads = !state.inbox.behind || node.cluster.is_some();
             drop(state);
             if reads {
                 idle.push((Arc::clone(&session), watched.epoch));
@@ -178,7 +180,12 @@ pub(crate) async fn run(node: Arc<Node>) {
                 sweep_retained(&node);
             }
             let idle = node.wheel.turn(turned_s, &node);
-            reconcile(&node, &idle).await;
+            for page in idle.chunks(comparison::PAGE) {
+                reconcile(&node, page).await;
+                if let Some(cluster) = &node.cluster {
+                    comparison::compare(&node, cluster, page, false).await;
+                }
+            }
         }
     }
 }
@@ -193,7 +200,7 @@ fn sweep_retained(node: &Node) {
 }
 
 /// Finds entries whose hint was lost, with its sender or on its way.
-async fn reconcile(node: &Node, idle: &[(Arc<Session>, Epoch)]) {
+pub(crate) async fn reconcile(node: &Node, idle: &[(Arc<Session>, Epoch)]) {
     if idle.is_empty() {
         return;
     }

@@ -10,7 +10,10 @@ use moorline_mqtt::{Publish, Will};
 use moorline_router::{ClientId, Epoch, MessageId, StoreError, unix_ms};
 
 use crate::close_reason::CloseReason;
+use crate::cluster::departure::{self, Departure, WillFate};
+use crate::cluster::{Membership, connecting};
 use crate::connection::Connection;
+use crate::message_parts::stable_hash;
 use crate::node::Node;
 use crate::outbound::Corked;
 use crate::publish::{Sender, route};
@@ -54,7 +57,10 @@ pub(crate) async fn finish(mut connection: Box<Connection>, reason: CloseReason)
         if let Some(mut link) = link {
             node.metrics.closed(reason);
             tracing::debug!(client = %session.client, epoch = %connection.epoch, reason = reason.label(), "disconnected");
-            detached(&node, &session, &mut link).await;
+            match &node.cluster {
+                None => detached(&node, &session, &mut link).await,
+                Some(cluster) => depart(&node, cluster, &session, &mut link, reason).await,
+            }
         }
     }
     if !matches!(
@@ -79,6 +85,40 @@ async fn settle_pending(connection: &mut Connection) {
         }
     };
     let _ = tokio::time::timeout(PENDING_TIMEOUT, all).await;
+}
+
+/// The same where other nodes see to what happens later: nothing of the session stays here.
+async fn depart(
+    node: &Arc<Node>,
+    cluster: &Membership,
+    session: &Arc<Session>,
+    link: &mut Link,
+    reason: CloseReason,
+) {
+    let record = {
+        let state = session.lock();
+        state.stored.then(|| state.record(&session.client))
+    };
+    // A connection that was displaced on another node has nothing to say any more.
+    if reason != CloseReason::TakenOver {
+        let departure = Departure {
+            client: session.client.clone(),
+            epoch: link.epoch,
+            node: node.id.clone(),
+            offline: Some(reason.label()),
+            will: match link.will.take() {
+                Some(will) => WillFate::Here(will),
+                // Said again: the first time may have been while the store was away.
+                None if !reason.publishes_will() && link.had_will => WillFate::Discarded,
+                None => WillFate::None,
+            },
+            record,
+        };
+        departure::depart(node, cluster, departure).await;
+    }
+    if let Err(error) = connecting::forget(node, session).await {
+        tracing::debug!(client = %session.client, %error, "shared messages of an ended session not given to others");
+    }
 }
 
 async fn detached(node: &Arc<Node>, session: &Arc<Session>, link: &mut Link) {
@@ -189,8 +229,26 @@ pub(crate) async fn will_of_taken_over(
     publish_will(node, client, old.epoch, &will).await;
 }
 
-/// Publishes a will and forgets it.
+/// Publishes a will and forgets it; tries again later where the stores do not take it.
 pub(crate) async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epoch, will: &Will) {
+    if let Err(error) = try_publish_will(node, client, epoch, will).await {
+        tracing::warn!(%client, %error, "will not published, trying again");
+        let again = Timer::Will {
+            client: client.clone(),
+            epoch,
+            will: Box::new(will.clone()),
+        };
+        node.timers.set(unix_ms() + WILL_RETRY_MS, again);
+    }
+}
+
+/// One attempt. The message goes by the same id each time, so that whoever gets it twice can tell.
+pub(crate) async fn try_publish_will(
+    node: &Arc<Node>,
+    client: &ClientId,
+    epoch: Epoch,
+    will: &Will,
+) -> Result<(), StoreError> {
     let mut properties = will.properties.clone();
     if let Some(properties) = &mut properties {
         properties.topic_alias = None;
@@ -213,26 +271,24 @@ pub(crate) async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epo
                 client,
                 fence: None,
             }),
-            Some(MessageId::generate()),
+            Some(id_of_will(client, epoch)),
             &mut corked,
         )
     };
-    if let Some(durable) = routed.durable
-        && let Err(error) = durable.await
-    {
-        tracing::warn!(%client, %error, "will not published, trying again");
-        let again = Timer::Will {
-            client: client.clone(),
-            epoch,
-            will: Box::new(will.clone()),
-        };
-        node.timers.set(unix_ms() + WILL_RETRY_MS, again);
-        return;
+    if let Some(durable) = routed.durable {
+        durable.await?;
     }
     node.metrics.wills_published.increment(1);
     if let Err(error) = node.stores.sessions.delete_will(client, epoch).await {
         tracing::warn!(%client, %error, "will not deleted");
     }
+    Ok(())
+}
+
+fn id_of_will(client: &ClientId, epoch: Epoch) -> MessageId {
+    let client = stable_hash([client.as_str().as_bytes()]);
+    let id = MessageId::parse(&format!("will-{client:016x}-{epoch}"));
+    id.expect("42 characters at most")
 }
 
 /// Ends a session for good: its subscriptions, and what the stores have of it.

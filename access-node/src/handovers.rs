@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use ahash::RandomState;
-use moorline_router::Epoch;
+use moorline_router::{ClientId, Epoch};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -18,7 +18,8 @@ use crate::session::{Session, State};
 /// The displaced connections of a node that somebody waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Handovers {
-    awaited: Mutex<HashMap<Epoch, oneshot::Sender<()>, RandomState>>,
+    /// By client and epoch: clients of a cluster take their epochs from several clocks.
+    awaited: Mutex<HashMap<(ClientId, Epoch), oneshot::Sender<()>, RandomState>>,
 }
 
 /// Resolves when a displaced connection has settled.
@@ -27,11 +28,12 @@ pub(crate) struct Settled(Option<oneshot::Receiver<()>>);
 
 impl Handovers {
     /// To be called for a session whose connection is about to be taken away, under its lock.
-    pub(crate) fn await_settled(&self, state: &State) -> Settled {
+    pub(crate) fn await_settled(&self, client: &ClientId, state: &State) -> Settled {
         let unsettled = state.link.as_ref().filter(|link| !link.settled);
         Settled(unsettled.map(|link| {
             let (sender, receiver) = oneshot::channel();
-            self.awaited.lock().insert(link.epoch, sender);
+            let key = (client.clone(), link.epoch);
+            self.awaited.lock().insert(key, sender);
             receiver
         }))
     }
@@ -44,7 +46,8 @@ impl Handovers {
             return;
         }
         drop(state);
-        if let Some(waits) = self.awaited.lock().remove(&epoch) {
+        let key = (session.client.clone(), epoch);
+        if let Some(waits) = self.awaited.lock().remove(&key) {
             // Nobody waits any more where the newer connection has gone as well.
             let _ = waits.send(());
         }

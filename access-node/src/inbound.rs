@@ -362,6 +362,7 @@ impl Connection {
                 PendingAnswer::PubAck(_) | PendingAnswer::PubRec(_),
                 Version::V5,
             ) => ReasonCode::QuotaExceeded,
+            (Err(StoreError::Stale { .. }), ..) => return Err(CloseReason::TakenOver),
             (Err(error), ..) => {
                 // Without an acknowledgement the device sends it again when it is back, in order.
                 self.node.metrics.upstream_refused.increment(1);

@@ -82,7 +82,7 @@ pub use peer::ListenerSettings;
 
 use crate::auth::Auth;
 use crate::close_reason::CloseReason;
-use crate::cluster::Peers;
+use crate::cluster::{Peers, comparison, departure, holdings, lease};
 use crate::listener::Listener;
 use crate::local_nodes::LocalNodes;
 use crate::node::Node;
@@ -149,15 +149,25 @@ impl AccessNode {
         let auth = auth.map_err(StartError::Auth)?;
         let node = Arc::new(Node::new(id, config, auth, stores, upstream, cluster));
         node.renew_lease().await?;
-        restore::run(&node).await?;
+        match node.cluster {
+            None => restore::run(&node).await?,
+            Some(_) => {}
+        }
         bans::load(&node).await?;
         let threads = Threads::start(node.config.threads)?;
         // On a thread that serves devices, so that a node that is stuck there loses its lease.
         let first = &threads.handles[0];
         let mut tasks = JoinSet::new();
         tasks.spawn_on(deadlines::run(Arc::clone(&node)), first);
-        tasks.spawn_on(timers::run(Arc::clone(&node)), first);
-        tasks.spawn_on(Arc::clone(&node).keep_lease(), first);
+        if node.cluster.is_some() {
+            tasks.spawn_on(lease::run(Arc::clone(&node)), first);
+            tasks.spawn(comparison::run(Arc::clone(&node)));
+            tasks.spawn(departure::run(Arc::clone(&node)));
+            tasks.spawn(holdings::run(Arc::clone(&node)));
+        } else {
+            tasks.spawn_on(timers::run(Arc::clone(&node)), first);
+            tasks.spawn_on(Arc::clone(&node).keep_lease(), first);
+        }
         tasks.spawn_on(bans::run(Arc::clone(&node)), first);
         if let Some(refreshing) = node.auth.refreshing() {
             // Here, where HTTP is spoken, not among the devices.
@@ -224,6 +234,7 @@ impl AccessNode {
         if tokio::time::timeout(STOP_TIMEOUT, gone).await.is_err() {
             tracing::warn!("connections still open after {STOP_TIMEOUT:?}");
         }
+        cluster::leave(&self.node).await;
         self.threads.stop();
         if let Err(error) = self.node.stores.routes.leave(&self.node.id).await {
             tracing::warn!(%error, "node lease not given up");

@@ -11,6 +11,7 @@ use moorline_router::{
 
 use crate::bans;
 use crate::close_reason::CloseReason;
+use crate::cluster::connecting;
 use crate::node::Node;
 use crate::outbound::{Corked, deliver};
 
@@ -55,20 +56,11 @@ impl Nodes for LocalNodes {
         if *node != self.0.id {
             return Ok(false);
         }
-        let Some(session) = self.0.session(client) else {
-            return Ok(false);
-        };
-        let settled = {
-            let mut state = session.lock();
-            let settled = self.0.handovers.await_settled(&state);
-            match &mut state.link {
-                Some(link) if link.epoch < by => link.close(CloseReason::TakenOver),
-                _ => return Ok(false),
-            }
-            settled
-        };
-        settled.wait(crate::ending::SETTLED_TIMEOUT).await;
-        Ok(true)
+        match &self.0.cluster {
+            Some(cluster) => connecting::displace(&self.0, cluster, client, by).await,
+            // Whoever displaces a connection of the only node does so in memory.
+            None => Ok(false),
+        }
     }
 
     async fn session_changed(&self, _: &NodeId, _: &ClientId) -> Result<(), StoreError> {

@@ -30,8 +30,9 @@ use crate::subscriptions::{Subscriber, Subscriptions};
 use crate::timers::Timers;
 
 /// Length of the node's lease and how often it is renewed (DESIGN section 3).
-const LEASE_MS: u64 = 10_000;
-const RENEW_EVERY: Duration = Duration::from_secs(3);
+pub(crate) const LEASE_MS: u64 = 10_000;
+pub(crate) const LEASE: Duration = Duration::from_millis(LEASE_MS);
+pub(crate) const RENEW_EVERY: Duration = Duration::from_secs(3);
 const STRIPES: usize = 1024;
 /// TLS handshakes that compute at the same time. One turn takes below a millisecond, and everything
 /// else on its thread comes before the next: a storm of handshakes delays devices by this many.
@@ -152,6 +153,10 @@ impl Node {
     pub(crate) fn begin_drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.drains.notify_waiters();
+        if let Some(cluster) = &self.cluster {
+            // The others are to know at once.
+            cluster.link.doubt();
+        }
     }
 
     /// Resolves when the node takes no new devices any more.
@@ -191,8 +196,8 @@ impl Node {
         }
     }
 
-    /// Takes the lease once.
-    pub(crate) async fn renew_lease(&self) -> Result<(), StoreError> {
+    /// Takes or renews the lease once; says whether it was known.
+    pub(crate) async fn renew_lease(&self) -> Result<bool, StoreError> {
         let given = self.cluster.as_ref().map(|cluster| &cluster.given);
         let record = NodeRecord {
             id: self.id.clone(),
@@ -208,8 +213,7 @@ impl Node {
             server_reference: given
                 .map_or_else(String::new, |given| given.server_reference.clone()),
         };
-        self.stores.routes.renew(record, LEASE_MS).await?;
-        Ok(())
+        self.stores.routes.renew(record, LEASE_MS).await
     }
 
     /// Renews the lease from the runtime that serves devices: a stuck node loses it.

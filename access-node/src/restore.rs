@@ -73,7 +73,7 @@ fn restore_session(node: &Node, record: &SessionRecord) {
 /// What had been sent in the last moments of the last process is not known. A QoS 2 message of a
 /// shared subscription that may have been is not to reach another member when this session ends
 /// [MQTT-4.8.2-5].
-async fn note_maybe_sent(node: &Node, record: &SessionRecord) -> Result<(), StoreError> {
+pub(crate) async fn note_maybe_sent(node: &Node, record: &SessionRecord) -> Result<(), StoreError> {
     let is_concerned = |held: &StoredSubscription| {
         held.options.qos == QoS::ExactlyOnce && SharedSubscriptions::is_shared(&held.filter)
     };
@@ -103,7 +103,11 @@ async fn note_maybe_sent(node: &Node, record: &SessionRecord) -> Result<(), Stor
     Ok(())
 }
 
-fn restore_subscription(node: &Node, session: &Arc<Session>, stored: &StoredSubscription) {
+pub(crate) fn restore_subscription(
+    node: &Node,
+    session: &Arc<Session>,
+    stored: &StoredSubscription,
+) {
     let filter = match TopicFilter::parse(stored.filter.as_str().into()) {
         Ok(filter) => filter,
         Err(error) => {

@@ -135,6 +135,8 @@ pub(crate) struct Link {
     /// Its task takes no more packets, and what it took is stored or refused.
     pub(crate) settled: bool,
     pub(crate) will: Option<Box<Will>>,
+    /// CONNECT came with one.
+    pub(crate) had_will: bool,
     /// `None` where devices are not asked who they are: nothing is denied to them.
     pub(crate) identity: Option<Arc<Identity>>,
     /// The session began with this connection: the device remembers nothing of an earlier one.

@@ -30,6 +30,8 @@ pub(crate) const BEHIND: u8 = 4;
 pub(crate) const FEEDING: u8 = 8;
 /// They had it.
 pub(crate) const YIELDED: u8 = 16;
+/// The stores have lost what they are to have of the connection.
+pub(crate) const RESTORE: u8 = 32;
 
 /// The part of a connection that its task and its deliverers share without a lock.
 #[derive(Debug)]

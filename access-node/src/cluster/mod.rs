@@ -3,14 +3,37 @@
 //! A node of several holds in memory only the sessions of devices that are connected to it; the rest is in the stores, and
 //! the node that holds the shard of a client sees to it there.
 
+pub(crate) mod comparison;
+pub(crate) mod connecting;
+pub(crate) mod departure;
+pub(crate) mod holdings;
+pub(crate) mod lease;
+mod link;
 mod peers;
+mod publications;
+pub(crate) mod shard;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use moorline_router::{Events, Nodes, PubSub, Shards};
+use moorline_router::{
+    Claim, ClientId, Epoch, Events, Nodes, Presence, PresenceChange, PubSub, Shards, StoreError,
+    unix_ms,
+};
+
+use comparison::Comparison;
+use connecting::Connecting;
+use departure::Departures;
+use holdings::Holdings;
+use link::StoreLink;
 
 pub(crate) use peers::Peers;
+
+use crate::node::Node;
+
+/// How long a node that stops tries to leave things in order.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a node is given that is one of several.
 #[derive(Clone)]
@@ -44,10 +67,91 @@ impl fmt::Debug for Cluster {
 /// The node's part in the cluster.
 pub(crate) struct Membership {
     pub(crate) given: Cluster,
+    pub(crate) link: StoreLink,
+    pub(crate) comparison: Comparison,
+    pub(crate) holdings: Holdings,
+    pub(crate) connecting: Connecting,
+    pub(crate) departures: Departures,
 }
 
 impl Membership {
     pub(crate) fn new(given: Cluster) -> Self {
-        Self { given }
+        Self {
+            given,
+            link: StoreLink::new(),
+            comparison: Comparison::default(),
+            holdings: Holdings::default(),
+            connecting: Connecting::default(),
+            departures: Departures::default(),
+        }
+    }
+}
+
+impl Membership {
+    /// Refuses new devices at once while the store is out of reach.
+    pub(crate) fn admits(&self) -> Result<(), StoreError> {
+        match self.link.is_away() {
+            true => Err(StoreError::Unavailable("no lease now".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    /// Tells that `client` came, unless it has only moved.
+    pub(crate) fn online(&self, node: &Node, client: &ClientId, claim: &Claim) {
+        if claim.previous.is_none() {
+            self.say_online(node, client, claim.epoch);
+        }
+    }
+
+    pub(crate) fn say_online(&self, node: &Node, client: &ClientId, epoch: Epoch) {
+        self.given.events.presence(Presence {
+            client: client.clone(),
+            change: PresenceChange::Online,
+            epoch,
+            node: node.id.clone(),
+            at_ms: unix_ms(),
+        });
+    }
+}
+
+/// Lets the holder of the client's shard read the stored session again. Resolves when it has.
+pub(crate) async fn session_changed(node: &Arc<Node>, client: &ClientId) -> Result<(), StoreError> {
+    let Some(cluster) = &node.cluster else {
+        return Ok(());
+    };
+    let shards = &cluster.given.shards;
+    let shard = shards.shard_of(client);
+    let holder = match cluster.holdings.has(shard) {
+        true => Some(node.id.clone()),
+        false => shards.holder(shard).await?,
+    };
+    match holder {
+        Some(holder) => Peers::of(node).session_changed(&holder, client).await,
+        None => Err(StoreError::Unavailable(format!(
+            "shard {shard} has no holder now"
+        ))),
+    }
+}
+
+/// The same where nobody waits for it: a holder that does not hear of the end of a session puts into its inbox for a while
+/// what nobody reads.
+pub(crate) async fn tell_holder(node: &Arc<Node>, client: &ClientId) {
+    if let Err(error) = session_changed(node, client).await {
+        tracing::debug!(%client, %error, "holder of the shard not told of a session");
+    }
+}
+
+/// The last things of a node that stops, before it gives its lease up: what is not done by then is done by others, once they
+/// notice.
+pub(crate) async fn leave(node: &Arc<Node>) {
+    let Some(cluster) = &node.cluster else { return };
+    let left = async {
+        holdings::give_up_all(node).await;
+        departure::finish_some(node, cluster).await
+    };
+    match tokio::time::timeout(LEAVE_TIMEOUT, left).await {
+        Ok(0) => {}
+        Ok(left) => tracing::warn!(left, "ends of connections left to others"),
+        Err(_) => tracing::warn!("the store does not answer, the rest is left to others"),
     }
 }

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use moorline_mqtt::{Connect, ReasonCode, TopicFilter, Version};
-use moorline_router::{ClientId, Epoch, Position, StoredWill};
+use moorline_router::{Claim, ClientId, Epoch, Position, StoredWill};
 
 use super::{Asked, HandshakeError};
 use crate::aliases::SentAliases;
 use crate::auth::Known;
 use crate::auth::identity::Identity;
 use crate::close_reason::{CloseReason, Refusal};
+use crate::cluster::connecting::{self, UnderWay};
 use crate::connack::Granted;
 use crate::connection::{Connection, ReceivedId};
 use crate::ending;
@@ -32,6 +33,9 @@ pub(super) async fn begin(
 ) -> Result<Connection, HandshakeError> {
     if node.is_draining() {
         return Err(HandshakeError::Refused(ReasonCode::ServerUnavailable));
+    }
+    if let Some(cluster) = &node.cluster {
+        cluster.admits()?;
     }
     let connect = &asked.connect;
     if connect.properties.authentication_method.is_some() {
@@ -65,13 +69,25 @@ pub(super) async fn begin(
         return Err(HandshakeError::AnswerTooLarge);
     }
     let owning = node.owning(&client).await;
-    let claim = node.stores.routes.claim(&client, &node.id).await?;
-    let result = begin_owned(node, asked, &client, &granted, claim.epoch).await;
-    if result.is_err() {
-        ending::abandon(node, &client).await;
-        // Best effort: a route without a connection answers "not here", nothing worse.
-        let _ = node.stores.routes.release(&client, claim.epoch).await;
+    let (claim, under_way) = match &node.cluster {
+        Some(cluster) => {
+            let (claim, under_way) = connecting::claim(node, cluster, &client).await?;
+            (claim, Some(under_way))
+        }
+        None => (node.stores.routes.claim(&client, &node.id).await?, None),
+    };
+    let result = begin_owned(node, asked, &client, &granted, &claim, under_way.as_ref()).await;
+    match (&result, &node.cluster) {
+        (Ok(_), None) => {}
+        (Ok(_), Some(cluster)) => cluster.online(node, &client, &claim),
+        (Err(_), Some(cluster)) => connecting::abandon(node, cluster, &client, &claim).await,
+        (Err(_), None) => {
+            ending::abandon(node, &client).await;
+            // Best effort: a route without a connection answers "not here", nothing worse.
+            let _ = node.stores.routes.release(&client, claim.epoch).await;
+        }
     }
+    drop(under_way);
     drop(owning);
     // A ban that was made meanwhile found no connection to close.
     if let Ok(connection) = &result
@@ -194,20 +210,26 @@ async fn begin_owned(
     asked: Asked,
     client: &ClientId,
     granted: &Granted,
-    epoch: Epoch,
+    claim: &Claim,
+    under_way: Option<&UnderWay<'_>>,
 ) -> Result<Connection, HandshakeError> {
+    let epoch = claim.epoch;
     let connect = &asked.connect;
     let (session, session_present) =
-        take_session(node, client, connect, granted.expiry_interval_s).await?;
+        take_session(node, client, connect, claim, granted.expiry_interval_s).await?;
     if !session_present {
-        forget_deliveries(node, client).await?;
+        forget_deliveries(node, client, epoch).await?;
     } else if let Some(identity) = &asked.identity {
         drop_denied(node, &session, identity);
     }
     save(node, &session, connect, epoch).await?;
     // Behind that write, so that what the connection before has noted is seen.
     let received = load_received(node, &session, session_present).await?;
-    attach(node, &session, &asked, granted, epoch, session_present);
+    let attach = || attach(node, &session, &asked, granted, epoch, session_present);
+    match under_way {
+        Some(under_way) => under_way.attach(epoch, attach)?,
+        None => attach(),
+    }
     node.metrics.connections.increment(1.0);
     node.metrics.connects_accepted.increment(1);
     tracing::debug!(%client, %epoch, transport = asked.peer.listener.transport.label(asked.wire.is_encrypted()), session_present, "connected");
@@ -237,13 +259,20 @@ async fn take_session(
     node: &Arc<Node>,
     client: &ClientId,
     connect: &Connect,
+    claim: &Claim,
     expiry_interval_s: u32,
 ) -> Result<(Arc<Session>, bool), HandshakeError> {
+    if let Some(cluster) = &node.cluster {
+        make_room(node)?;
+        let taken =
+            connecting::take_session(node, cluster, client, connect, claim, expiry_interval_s);
+        return Ok(taken.await?);
+    }
     if let Some(session) = node.session(client) {
         let (settled, old, resumes) = {
             let mut state = session.lock();
             let resumes = state.is_persistent() && !connect.clean_start && !state.ended;
-            let settled = node.handovers.await_settled(&state);
+            let settled = node.handovers.await_settled(client, &state);
             (settled, take_over(&mut state), resumes)
         };
         settled.wait(ending::SETTLED_TIMEOUT).await;
@@ -266,14 +295,19 @@ async fn take_session(
             ending::publish_will(node, client, epoch, &will).await;
         }
     }
-    let sessions_max = node.config.sessions_max;
-    if sessions_max > 0 && node.sessions.len() >= sessions_max {
-        return Err(HandshakeError::NotAdmitted(Refusal::SessionsMax));
-    }
+    make_room(node)?;
     let session = Arc::new(Session::new(client.clone(), expiry_interval_s));
     node.sessions.insert(client.clone(), Arc::clone(&session));
     node.metrics.sessions.increment(1.0);
     Ok((session, false))
+}
+
+fn make_room(node: &Node) -> Result<(), HandshakeError> {
+    let sessions_max = node.config.sessions_max;
+    if sessions_max > 0 && node.sessions.len() >= sessions_max {
+        return Err(HandshakeError::NotAdmitted(Refusal::SessionsMax));
+    }
+    Ok(())
 }
 
 fn take_over(state: &mut crate::session::State) -> Option<Link> {
@@ -310,7 +344,11 @@ fn drop_denied(node: &Node, session: &Arc<Session>, identity: &Identity) {
 
 /// A new session gets what waits for the client as if for the first time. The call also stands behind
 /// the acknowledgements of the connection before, so that nothing acknowledged is read again.
-async fn forget_deliveries(node: &Node, client: &ClientId) -> Result<(), HandshakeError> {
+async fn forget_deliveries(
+    node: &Node,
+    client: &ClientId,
+    epoch: Epoch,
+) -> Result<(), HandshakeError> {
     let inboxes = &node.stores.inboxes;
     let known = matches!(
         inboxes.tails(std::slice::from_ref(client)).await?[..],
@@ -321,7 +359,7 @@ async fn forget_deliveries(node: &Node, client: &ClientId) -> Result<(), Handsha
         let page = inboxes.read(client, Position::START, 1, 1).await?;
         !page.entries.is_empty()
     };
-    if waits && inboxes.end_session(client, None).await? > 0 {
+    if waits && inboxes.end_session(client, Some(epoch)).await? > 0 {
         redispatch::from_inbox(node, client).await?;
     }
     Ok(())
@@ -412,6 +450,7 @@ fn attach(
         closing: None,
         settled: false,
         // A will is kept as long as the connection: it must not hold on to the read buffer.
+        had_will: connect.will.is_some(),
         will: connect.will.as_ref().map(|will| Box::new(will.copied())),
         identity: asked.identity.clone(),
         is_new: !session_present,
