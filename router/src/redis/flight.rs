@@ -14,7 +14,7 @@ use super::port::{Port, Timeouts};
 use super::script::Call;
 use super::scripts;
 use super::topology::{Server, Topology};
-use crate::StoreError;
+use crate::{Epoch, StoreError};
 
 /// How the calls of one flight are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,11 +273,22 @@ impl Servers {
                 None => Cure::Refresh,
             },
             "NOSCRIPT" => Cure::Redirected,
+            "STALE" => return Outcome::Answered(Err(stale(&error))),
             "TRYAGAIN" | "LOADING" | "BUSY" => Cure::Patience,
             "CLUSTERDOWN" | "MASTERDOWN" | "READONLY" => Cure::Refresh,
             _ => return Outcome::Answered(Err(StoreError::Unavailable(why))),
         };
         Outcome::Refused { why, cure }
+    }
+}
+
+/// What a script says to an older connection than the newest.
+fn stale(error: &ServerError) -> StoreError {
+    match error.details().and_then(|epoch| epoch.trim().parse().ok()) {
+        Some(epoch) => StoreError::Stale {
+            current: Epoch(epoch),
+        },
+        None => StoreError::Damaged("a fence without an epoch".into()),
     }
 }
 

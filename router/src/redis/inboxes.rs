@@ -313,10 +313,17 @@ impl Inboxes for RedisStore {
             .iter()
             .map(|append| self.inboxes.append(append, fence))
             .collect();
+        let registry = self.registry.clone();
         async move {
             // Every one is waited for, so that an error is never answered while others are still being made.
             let answers = join_all(calls).await;
-            answers.into_iter().collect()
+            let mut appended: Vec<Appended> = answers.into_iter().collect::<Result<_, _>>()?;
+            for stored in &mut appended {
+                if let Appended::Stored { route, .. } = stored {
+                    *route = registry.valid_route(route.take()).await;
+                }
+            }
+            Ok(appended)
         }
         .boxed()
     }

@@ -12,6 +12,7 @@
 //!
 //! Read in this order: `config`, `keys`, `script`, `link`, `lanes`, `flight`, `port`, then the files of the seams.
 
+mod bans;
 mod config;
 mod finder;
 mod flight;
@@ -21,6 +22,7 @@ mod inbox_hand_over;
 mod inbox_metrics;
 mod inbox_waiting;
 mod inboxes;
+mod index;
 mod keys;
 mod lanes;
 mod link;
@@ -29,13 +31,19 @@ mod link_tests;
 mod port;
 mod queues;
 mod receipts;
+mod registry;
 mod reply;
+mod retained;
+mod routes;
 mod script;
+mod sessions;
+mod shards;
 #[cfg(test)]
 mod testing;
 mod topology;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use config::{Config, Limits, Mode};
 
@@ -43,12 +51,24 @@ use inbox_calls::InboxCalls;
 use inboxes::InboxParts;
 use keys::Keys;
 use link::Link;
+use registry::Registry;
 use script::Script;
+
+use crate::Epoch;
 
 /// Every script, as each server is given them when it is connected to.
 fn scripts() -> impl Iterator<Item = &'static Script> {
-    let all: [&'static [&'static Script]; 2] = [&inbox_calls::SCRIPTS, &queues::SCRIPTS];
-    all.into_iter().flatten().copied()
+    let all: &[&'static [&'static Script]] = &[
+        &inbox_calls::SCRIPTS,
+        index::SCRIPTS,
+        &queues::SCRIPTS,
+        registry::SCRIPTS,
+        retained::SCRIPTS,
+        routes::SCRIPTS,
+        sessions::SCRIPTS,
+        shards::SCRIPTS,
+    ];
+    all.iter().copied().flatten().copied()
 }
 
 /// Redis could not be used as configured.
@@ -60,8 +80,11 @@ pub struct OpenError(String);
 pub struct RedisStore {
     link: Arc<Link>,
     keys: Keys,
-    limits: Limits,
     inboxes: Arc<InboxParts>,
+    registry: Arc<Registry>,
+    /// The newest epoch that this process has seen: a server whose clock is behind that of the one before it hands out
+    /// nothing older.
+    newest_epoch: AtomicU64,
 }
 
 impl RedisStore {
@@ -73,12 +96,14 @@ impl RedisStore {
     pub fn open(config: &Config, limits: Limits) -> Result<Arc<Self>, OpenError> {
         let link = Arc::new(Link::start(config).map_err(OpenError)?);
         let keys = Keys::new(&config.key_prefix);
-        let calls = InboxCalls::new(keys.clone(), limits.clone());
+        let calls = InboxCalls::new(keys.clone(), limits);
+        let registry = Arc::new(Registry::new(link.clone(), keys.clone()));
         Ok(Arc::new(Self {
             inboxes: Arc::new(InboxParts::new(link.clone(), calls)),
             link,
             keys,
-            limits,
+            registry,
+            newest_epoch: AtomicU64::new(0),
         }))
     }
 
@@ -86,5 +111,13 @@ impl RedisStore {
     /// Redis may be out of reach: wait no longer than is bearable.
     pub async fn flush(&self) {
         self.link.flush().await;
+    }
+
+    fn newest_epoch(&self) -> u64 {
+        self.newest_epoch.load(Ordering::Relaxed)
+    }
+
+    fn saw_epoch(&self, epoch: Epoch) {
+        self.newest_epoch.fetch_max(epoch.0, Ordering::Relaxed);
     }
 }

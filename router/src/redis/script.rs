@@ -13,12 +13,13 @@ pub(crate) struct Script {
     digest: LazyLock<String, fn() -> String>,
 }
 
-/// Makes a [`Script`] from a file under `lua/`.
+/// Makes a [`Script`] from files under `lua/`, one behind the other.
 macro_rules! script {
-    ($file:literal) => {
-        $crate::redis::script::Script::new(include_str!(concat!("lua/", $file)), || {
-            $crate::redis::script::digest(include_str!(concat!("lua/", $file)))
-        })
+    ($($file:literal),+) => {
+        $crate::redis::script::Script::new(
+            concat!($(include_str!(concat!("lua/", $file))),+),
+            || $crate::redis::script::digest(concat!($(include_str!(concat!("lua/", $file))),+)),
+        )
     };
 }
 pub(crate) use script;

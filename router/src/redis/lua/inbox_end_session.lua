@@ -4,7 +4,7 @@
 -- Answers {what ended, 1 if nothing waits any more and the client is listed, shared entries found, after which position to
 -- go on or '', up to which one} or {the newer epoch that the client has}.
 local COUNT = 64
-local newest = call('HGET', KEYS[2], 'epoch')
+local newest = call('HGET', KEYS[2], 'last')
 if newest and ARGV[5] ~= '' and tonumber(newest) > tonumber(ARGV[5]) then return { newest } end
 local n, now, ended = load(), now_ms(), {}
 local received = call('EXISTS', RECEIVED) == 1

@@ -1,0 +1,5 @@
+-- Before every script that a connection writes with. KEYS[1]: route; ARGV[1]: the connection's epoch (nothing: no fence).
+local last = redis.call('HGET', KEYS[1], 'last')
+if last and ARGV[1] ~= '' and tonumber(last) > tonumber(ARGV[1]) then
+  return redis.error_reply('STALE ' .. last)
+end

@@ -1,0 +1,22 @@
+-- Replaces or removes a retained message. KEYS[1]: records by topic; KEYS[2]: topics by their last change;
+-- KEYS[3]: removed topics by their last change; KEYS[4]: generation, number of changes, number of the last one forgotten.
+-- ARGV: topic, record (nothing: removed), how many removed topics are remembered.
+local time = redis.call('TIME')
+redis.call('HSETNX', KEYS[4], 'generation', string.format('%.0f', time[1] * 1000000 + time[2]))
+if ARGV[2] == '' and redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then
+  return 0
+end
+local change = redis.call('HINCRBY', KEYS[4], 'change', 1)
+redis.call('ZADD', KEYS[2], change, ARGV[1])
+if ARGV[2] ~= '' then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+  redis.call('ZREM', KEYS[3], ARGV[1])
+  return change
+end
+redis.call('ZADD', KEYS[3], change, ARGV[1])
+if redis.call('ZCARD', KEYS[3]) > tonumber(ARGV[3]) then
+  local oldest = redis.call('ZPOPMIN', KEYS[3])
+  redis.call('ZREM', KEYS[2], oldest[1])
+  redis.call('HSET', KEYS[4], 'forgotten', oldest[2])
+end
+return change

@@ -1,0 +1,3 @@
+-- KEYS[2]: session; KEYS[3]: received packet identifiers.
+redis.call('DEL', KEYS[2], KEYS[3])
+return 1

@@ -1,0 +1,3 @@
+-- KEYS[2]: session. ARGV[2]: record.
+redis.call('SET', KEYS[2], ARGV[2])
+return 1

@@ -1,0 +1,161 @@
+//! Retained messages: all in one slot, with a number for each change, so that a node asks only for what is new to it.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use futures_util::future::{BoxFuture, FutureExt};
+use moorline_mqtt::{ByteString, TopicName};
+use redis::Value;
+
+use super::RedisStore;
+use super::reply::parse;
+use super::script::{Call, Script, script};
+use crate::record::format;
+use crate::{Message, Retained, RetainedChanges, RetainedVersion, StoreError};
+
+static SET: Script = script!("retained_set.lua");
+static CHANGES: Script = script!("retained_changes.lua");
+
+pub(super) static SCRIPTS: &[&Script] = &[&SET, &CHANGES];
+
+/// Removed topics that are remembered: a node that has missed more than that begins anew.
+const REMOVED_MAX: usize = 10_000;
+/// Changes in one answer.
+const PAGE: usize = 500;
+
+/// What one answer says.
+struct Page {
+    generation: u64,
+    /// Of all changes there are.
+    newest: u64,
+    anew: bool,
+    changes: Vec<(String, u64, Option<Vec<u8>>)>,
+}
+
+impl RedisStore {
+    fn retained_keys(&self) -> [String; 4] {
+        ["messages", "changes", "removed", "state"].map(|kind| self.keys.global("retained", kind))
+    }
+
+    async fn retained_page(&self, since: RetainedVersion) -> Result<Page, StoreError> {
+        let page = Call::script(&CHANGES, &self.retained_keys())
+            .arg(since.generation)
+            .arg(since.change)
+            .arg(PAGE);
+        let mut answer = parse::<Vec<Value>>(self.link.read(page).await?)?.into_iter();
+        let mut number = || parse::<u64>(answer.next().unwrap_or_default());
+        let (generation, newest, anew) = (number()?, number()?, number()? == 1);
+        let mut changes = Vec::new();
+        while let Some(topic) = answer.next() {
+            let change = parse(answer.next().unwrap_or_default())?;
+            changes.push((
+                parse(topic)?,
+                change,
+                parse(answer.next().unwrap_or_default())?,
+            ));
+        }
+        Ok(Page {
+            generation,
+            newest,
+            anew,
+            changes,
+        })
+    }
+
+    /// Everything since `since`, page by page. A topic that changes meanwhile comes once, as it was last.
+    async fn retained_since(&self, since: RetainedVersion) -> Result<RetainedChanges, StoreError> {
+        let mut version = since;
+        let mut complete = false;
+        let mut newest: HashMap<String, (u64, Option<Vec<u8>>)> = HashMap::new();
+        loop {
+            let page = self.retained_page(version).await?;
+            if page.anew {
+                complete = true;
+                newest.clear();
+            }
+            version.generation = page.generation;
+            let full = page.changes.len() == PAGE;
+            // Without a change on the page there is none behind it.
+            version.change = page
+                .changes
+                .last()
+                .map_or(page.newest, |(_, change, _)| *change);
+            for (topic, change, record) in page.changes {
+                newest.insert(topic, (change, record));
+            }
+            if !full {
+                break;
+            }
+        }
+        let mut changed: Vec<_> = newest.into_iter().collect();
+        changed.sort_by_key(|(_, (change, _))| *change);
+        let mut topics = Vec::with_capacity(changed.len());
+        for (topic, (_, record)) in changed {
+            let message = record
+                .map(|record| self.read_retained(&topic, &record))
+                .transpose()?;
+            if message.is_some() || !complete {
+                topics.push((parse_topic(&topic)?, message));
+            }
+        }
+        Ok(RetainedChanges {
+            version,
+            complete,
+            topics,
+        })
+    }
+
+    /// A record is tied to its topic, not only to the key of them all.
+    fn retained_record_key(&self, topic: &str) -> String {
+        self.keys.global("retained", topic)
+    }
+
+    fn read_retained(&self, topic: &str, record: &[u8]) -> Result<Message, StoreError> {
+        format::parse_message(self.retained_record_key(topic).as_bytes(), record)
+    }
+}
+
+fn parse_topic(topic: &str) -> Result<TopicName, StoreError> {
+    TopicName::parse(ByteString::from(topic))
+        .map_err(|_| StoreError::Damaged("a retained message of an impossible topic".into()))
+}
+
+#[async_trait]
+impl Retained for RedisStore {
+    async fn load_all(&self) -> Result<Vec<Message>, StoreError> {
+        let all = self.retained_since(RetainedVersion::default()).await?;
+        let mut messages: Vec<_> = all
+            .topics
+            .into_iter()
+            .filter_map(|(_, message)| message)
+            .collect();
+        messages.sort_by(|one, other| one.topic.as_str().cmp(other.topic.as_str()));
+        Ok(messages)
+    }
+
+    async fn changes(&self, since: RetainedVersion) -> Result<Option<RetainedChanges>, StoreError> {
+        self.retained_since(since).await.map(Some)
+    }
+
+    fn set(
+        &self,
+        topic: &TopicName,
+        message: Option<Message>,
+    ) -> BoxFuture<'static, Result<(), StoreError>> {
+        let record = match &message {
+            Some(message) => {
+                if let Err(error) = format::check_properties(message.properties.as_deref()) {
+                    return async { Err(error) }.boxed();
+                }
+                format::message(self.retained_record_key(topic.as_str()).as_bytes(), message)
+            }
+            None => Vec::new(),
+        };
+        let set = Call::script(&SET, &self.retained_keys())
+            .arg(topic.as_str())
+            .arg(record)
+            .arg(REMOVED_MAX);
+        let set = self.link.submit(topic.as_str(), set);
+        async move { set.await.map(|_| ()) }.boxed()
+    }
+}
