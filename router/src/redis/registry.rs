@@ -35,12 +35,14 @@ pub(super) static SCRIPTS: &[&Script] = &[
 
 /// How long an answer about nodes is good for; a node that it does not name is asked for sooner.
 const FRESH: Duration = Duration::from_millis(500);
-const FRESH_FOR_STRANGERS: Duration = Duration::from_millis(20);
+const FRESH_FOR_STRANGERS: Duration = Duration::from_millis(5);
 
 /// The nodes whose lease is valid.
 #[derive(Debug, Clone)]
 pub(super) struct Nodes {
     at: Instant,
+    /// The registry is to be asked several times in each lease: it would take more for an outage.
+    fresh_until: Instant,
     /// Whether the one that renewed had its lease until then.
     known: bool,
     /// Since the registry was made, and the longest lease.
@@ -119,9 +121,8 @@ impl Registry {
         let fresh = || {
             let last = self.last.lock();
             let last = last.as_ref()?;
-            let age = last.at.elapsed();
-            let known = last.is_alive(node) && age < FRESH;
-            (known || age < FRESH_FOR_STRANGERS).then(|| last.clone())
+            let known = last.is_alive(node) && last.fresh_until > Instant::now();
+            (known || last.at.elapsed() < FRESH_FOR_STRANGERS).then(|| last.clone())
         };
         if let Some(nodes) = fresh() {
             return Ok(nodes);
@@ -164,14 +165,17 @@ impl Registry {
         let age_ms: u64 = parse(answer.next().unwrap_or_default())?;
         let longest_ms: u64 = parse(answer.next().unwrap_or_default())?;
         let mut alive = HashMap::new();
+        let mut fresh_until = began + FRESH;
         for node in answer {
-            let (id, left_ms, record): (String, u64, Vec<u8>) = parse(node)?;
+            let (id, left_ms, length_ms, record): (String, u64, u64, Vec<u8>) = parse(node)?;
             let id = NodeId::from_text(&id);
             let record = read_node(records.as_bytes(), id.clone(), &record)?;
+            fresh_until = fresh_until.min(began + Duration::from_millis(length_ms) / 4);
             alive.insert(id, (began + Duration::from_millis(left_ms), record));
         }
         let nodes = Nodes {
             at: began,
+            fresh_until,
             known: known == 1,
             age: Duration::from_millis(age_ms),
             longest_lease: Duration::from_millis(longest_ms),

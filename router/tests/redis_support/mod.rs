@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use moorline_router::Stores;
-use moorline_router::embedded::{Config as EmbeddedConfig, EmbeddedStore};
 use moorline_router::contract::{Backend, Settings};
+use moorline_router::embedded::{Config as EmbeddedConfig, EmbeddedStore};
 use moorline_router::redis::{Config, Limits, RedisStore};
 use moorline_tests::servers::RedisServer;
 use tempfile::TempDir;
 
 /// What a case sets, for the store on Redis.
-pub fn limits(settings: &Settings) -> Limits {
+pub(crate) fn limits(settings: &Settings) -> Limits {
     Limits {
         inbox: settings.inbox,
         receipt_retention: settings.receipt_retention,
@@ -21,13 +21,13 @@ pub fn limits(settings: &Settings) -> Limits {
 
 /// One server, restarted with the store.
 #[derive(Default)]
-pub struct Single {
+pub(crate) struct Single {
     running: Option<(RedisServer, Limits, Arc<RedisStore>)>,
     bus: Option<(TempDir, Stores)>,
 }
 
 /// The seams of a store on Redis; what it does not have is that of an embedded one.
-pub fn stores(store: &Arc<RedisStore>, bus: &mut Option<(TempDir, Stores)>) -> Stores {
+pub(crate) fn stores(store: &Arc<RedisStore>, bus: &mut Option<(TempDir, Stores)>) -> Stores {
     let (_, others) = bus.get_or_insert_with(|| {
         let dir = tempfile::tempdir().unwrap();
         let config = EmbeddedConfig {
