@@ -58,7 +58,7 @@ use crate::Epoch;
 
 /// Every script, as each server is given them when it is connected to.
 fn scripts() -> impl Iterator<Item = &'static Script> {
-    let all: &[&'static [&'static Script]] = &[
+    let all: Vec<&'static [&'static Script]> = vec![
         &inbox_calls::SCRIPTS,
         index::SCRIPTS,
         &queues::SCRIPTS,
@@ -68,7 +68,7 @@ fn scripts() -> impl Iterator<Item = &'static Script> {
         sessions::SCRIPTS,
         shards::SCRIPTS,
     ];
-    all.iter().copied().flatten().copied()
+    all.into_iter().flatten().copied()
 }
 
 /// Redis could not be used as configured.
