@@ -45,6 +45,22 @@ local function up_to(a, b)
   return a_generation < b_generation or (a_generation == b_generation and a_sequence <= b_sequence)
 end
 
+local function parse(raw)
+  local bytes, accepted, expires, origin, qos, id = string.match(raw[2][2], '^(%d+) (%d+) (%d+) (%d) (%d) (.+)$')
+  return {
+    position = raw[1], bytes = tonumber(bytes), accepted = accepted, expires = tonumber(expires),
+    origin = tonumber(origin), qos = tonumber(qos), id = id, message = raw[2][4],
+  }
+end
+
+-- Counts an entry in (1) or out (-1).
+local function count(n, e, by)
+  n.c, n.b = n.c + by, n.b + by * e.bytes
+  if e.origin > 0 then n.o = n.o + by end
+  if e.origin > 0 or e.expires == 0 then n.k = n.k + by end
+  n.mx = math.max(n.mx, e.expires)
+end
+
 -- g, t: generation and sequence of the last position given out. c, b: entries and their bytes. o: how many of them are of
 -- the session, k: how many keep the inbox from being abandoned (of the session, or never expiring). mx: when the last of
 -- the others expires; d: when Redis forgets the inbox. st: up to where it was sent; s: by whom, oldest first. rb: bytes of
@@ -60,11 +76,21 @@ local function load()
     if i <= #NUMBERS then n[name] = tonumber(n[name]) or 0 end
   end
   if n.st == '' then n.st = '0-0' end
+  -- A server that is killed while it writes its log may bring half a transaction back, two starts later.
+  if n.c ~= call('XLEN', ENTRIES) then
+    n.c, n.b, n.o, n.k = 0, 0, 0, 0
+    for _, raw in ipairs(call('XRANGE', ENTRIES, '-', '+')) do
+      count(n, parse(raw), 1)
+      if not up_to(raw[1], int(n.g) .. '-' .. int(n.t)) then n.g, n.t = parts(raw[1]) end
+    end
+  end
   n.touched = n.c == 0
   return n
 end
 
-local function save(n)
+-- Writes `n` down, and the entry that it counts already and that is new, if there is one: that last, so that half of it
+-- is not a message.
+local function save(n, position, head, message)
   if n.c == 0 then
     call('DEL', ENTRIES, META, EXPIRY, RECEIVED)
     if n.g > 0 then
@@ -89,18 +115,11 @@ local function save(n)
     fields[#fields + 1] = n[name]
   end
   call('HSET', META, unpack(fields))
+  if position then call('XADD', ENTRIES, position, 'h', head, 'm', message) end
   if not n.touched then return end
   for _, key in ipairs({ ENTRIES, META, EXPIRY, RECEIVED, MESSAGE, FINAL }) do
     if deadline > 0 then call('PEXPIREAT', key, int(deadline)) else call('PERSIST', key) end
   end
-end
-
-local function parse(raw)
-  local bytes, accepted, expires, origin, qos, id = string.match(raw[2][2], '^(%d+) (%d+) (%d+) (%d) (%d) (.+)$')
-  return {
-    position = raw[1], bytes = tonumber(bytes), accepted = accepted, expires = tonumber(expires),
-    origin = tonumber(origin), qos = tonumber(qos), id = id, message = raw[2][4],
-  }
 end
 
 local function entry(position)
@@ -172,9 +191,7 @@ local function finish(n, e, how, code, now, ended)
   if e.expires > 0 then call('ZREM', EXPIRY, e.position) end
   if e.qos == 2 then call('SREM', RECEIVED, e.position) end
   if e.origin == 2 then call('HDEL', META, 'claim:' .. e.position) end
-  n.c, n.b = n.c - 1, n.b - e.bytes
-  if e.origin > 0 then n.o = n.o - 1 end
-  if e.origin > 0 or e.expires == 0 then n.k = n.k - 1 end
+  count(n, e, -1)
   if n.c == 0 then n.b, n.o, n.k, n.mx, n.st, n.s, n.f = 0, 0, 0, 0, '0-0', '', 0 end
   if last then keep_final(n, e.id, last, now) end
   ended[#ended + 1] = how

@@ -48,17 +48,14 @@ n.v = run
 
 local position = int(n.g) .. '-' .. int(n.t)
 local head = table.concat({ ARGV[5], accepted, ARGV[7], ARGV[8], qos, id }, ' ')
-call('XADD', ENTRIES, position, 'h', head, 'm', message)
-n.c, n.b = n.c + 1, n.b + bytes
-if origin > 0 then n.o = n.o + 1 end
-if origin > 0 or expires == 0 then n.k = n.k + 1 end
-if expires > 0 then
-  n.mx = math.max(n.mx, expires)
-  n.touched = call('ZADD', EXPIRY, ARGV[7], position) == 1 and call('ZCARD', EXPIRY) == 1 or n.touched
-end
 if origin == 0 then
   forget(n, id)
   call('HSET', MESSAGE, id, cmsgpack.pack({ fingerprint, position }))
 end
-save(n)
-return { 'stored', ended, position, first, told, call('HMGET', KEYS[2], 'node', 'epoch', 'at') }
+if expires > 0 then
+  call('ZADD', EXPIRY, ARGV[7], position)
+  n.touched = n.touched or call('ZCARD', EXPIRY) == 1
+end
+count(n, { bytes = bytes, origin = origin, expires = expires }, 1)
+save(n, position, head, message)
+return { 'stored', ended, position, first, told, call('HMGET', KEYS[2], 'node', 'last', 'at') }
