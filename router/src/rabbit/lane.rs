@@ -13,10 +13,11 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError};
+use lapin::types::ShortString;
 use lapin::{Channel, Confirmation, ErrorKind};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::link::answered;
 use super::publisher::{Publishing, Room};
@@ -25,6 +26,19 @@ use crate::{Fence, StoreError};
 
 /// The topology is made sure of again, after a message was returned or a refusal, at most this often.
 const REDECLARE: Duration = Duration::from_secs(1);
+
+/// For so long a queue that has taken nothing on a channel yet is not believed when it refuses: one whose leader is not
+/// elected yet, as after a restart, refuses just like one that is full.
+const GRACE: Duration = Duration::from_secs(10);
+/// A broker that is not blocked confirms sooner than this, or it never will: the command to a queue that changed its
+/// leader can be lost inside it.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where nothing was confirmed on this channel yet; longer each time.
+const FIRST_CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often unconfirmed messages are looked at.
+const WATCH: Duration = Duration::from_secs(1);
+/// Between attempts meanwhile.
+const PROBE_PAUSE: Duration = Duration::from_millis(250);
 
 /// One call.
 pub(super) struct Item {
@@ -55,9 +69,19 @@ impl Item {
         self.fence.as_ref().map_or(Ok(()), Fence::check)
     }
 
+    /// The queue that it goes to directly.
+    fn queue(&self) -> Option<&ShortString> {
+        let publishing = &self.publishing;
+        publishing
+            .exchange
+            .as_str()
+            .is_empty()
+            .then_some(&publishing.routing_key)
+    }
+
     fn is_what_came_back(&self, returned: &BasicReturnMessage) -> bool {
         let id = returned.properties.message_id();
-        id.as_ref().map(lapin::types::ShortString::as_str) == Some(self.publishing.id.as_str())
+        id.as_ref().map(ShortString::as_str) == Some(self.publishing.id.as_str())
             && returned.exchange == self.publishing.exchange
             && returned.routing_key == self.publishing.routing_key
     }
@@ -88,6 +112,10 @@ impl Lane {
             careful: 0,
             held: HashMap::new(),
             window: Window::default(),
+            gates: HashMap::new(),
+            probes: VecDeque::new(),
+            probe_at: Instant::now(),
+            stuck: 0,
             warned: false,
         };
         tokio::spawn(work.run());
@@ -118,10 +146,16 @@ impl Lane {
     }
 }
 
+/// A message that went out.
+struct Sent {
+    item: Item,
+    at: Instant,
+}
+
 /// Messages that went out and are not confirmed, in the order in which they went.
 #[derive(Default)]
 struct Window {
-    slots: VecDeque<Option<Item>>,
+    slots: VecDeque<Option<Sent>>,
     /// The number of the first slot.
     first: u64,
     unconfirmed: usize,
@@ -129,14 +163,15 @@ struct Window {
 
 impl Window {
     fn push(&mut self, item: Item) -> u64 {
-        self.slots.push_back(Some(item));
+        let at = Instant::now();
+        self.slots.push_back(Some(Sent { item, at }));
         self.unconfirmed += 1;
         self.first + self.slots.len() as u64 - 1
     }
 
     fn take(&mut self, number: u64) -> Option<Item> {
         let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
-        let item = self.slots.get_mut(at)?.take()?;
+        let Sent { item, .. } = self.slots.get_mut(at)?.take()?;
         self.unconfirmed -= 1;
         while matches!(self.slots.front(), Some(None)) {
             self.slots.pop_front();
@@ -146,9 +181,9 @@ impl Window {
     }
 
     fn take_returned(&mut self, returned: &BasicReturnMessage) -> Option<Item> {
-        let of_it = |slot: &Option<Item>| {
-            let item = slot.as_ref();
-            item.is_some_and(|item| item.is_what_came_back(returned))
+        let of_it = |slot: &Option<Sent>| {
+            let sent = slot.as_ref();
+            sent.is_some_and(|sent| sent.item.is_what_came_back(returned))
         };
         let at = self.slots.iter().position(of_it)? as u64;
         self.take(self.first + at)
@@ -158,8 +193,19 @@ impl Window {
     fn drain(&mut self) -> VecDeque<Item> {
         self.first += self.slots.len() as u64;
         self.unconfirmed = 0;
-        self.slots.drain(..).flatten().collect()
+        let sent = self.slots.drain(..).flatten();
+        sent.map(|sent| sent.item).collect()
     }
+}
+
+/// Before a queue that is published to directly: the first message on a channel goes alone, so that nothing is behind it
+/// that the queue might take after it refused that one.
+struct Gate {
+    is_open: bool,
+    since: Instant,
+    /// One message is on its way, or will be tried again.
+    probed: bool,
+    held: VecDeque<Item>,
 }
 
 type Confirm = BoxFuture<'static, (u64, lapin::Result<Confirmation>)>;
@@ -175,6 +221,8 @@ enum Ended {
     /// Nothing is left to be done.
     Closed,
     Broken(lapin::Error),
+    /// The connection works and a confirm does not come.
+    Stuck,
     /// The topology could not be made sure of.
     Undeclared(StoreError),
 }
@@ -192,6 +240,13 @@ struct Work {
     /// Senders whose messages go one by one and have one unconfirmed, with what is held back meanwhile.
     held: HashMap<u64, VecDeque<Item>>,
     window: Window,
+    /// By queue, on this channel.
+    gates: HashMap<ShortString, Gate>,
+    /// Goes through closed gates.
+    probes: VecDeque<Item>,
+    probe_at: Instant,
+    /// Channels in a row on which a confirm did not come.
+    stuck: u32,
     /// That the topology cannot be declared was said.
     warned: bool,
 }
@@ -222,6 +277,15 @@ impl Work {
             match ended {
                 Ended::Closed => return,
                 Ended::Broken(error) => self.recover(&error),
+                Ended::Stuck => {
+                    self.stuck = self.stuck.saturating_add(1);
+                    let unconfirmed = self.window.unconfirmed;
+                    tracing::warn!(
+                        unconfirmed,
+                        "RabbitMQ does not confirm, what is unconfirmed goes out again"
+                    );
+                    self.put_back();
+                }
                 Ended::Undeclared(error) => {
                     self.put_back();
                     self.undeclared(&error).await;
@@ -252,16 +316,28 @@ impl Work {
     /// Resolves when nothing more will come and nothing waits.
     async fn idle_and_closed(&self) {
         loop {
-            if self.lane.is_closed() && self.again.is_empty() && self.lane.waiting.lock().is_empty()
-            {
+            if self.lane.is_closed() && self.is_idle() {
                 return;
             }
             self.lane.changed.notified().await;
         }
     }
 
+    fn is_idle(&self) -> bool {
+        self.window.unconfirmed == 0
+            && self.again.is_empty()
+            && self.probes.is_empty()
+            && self.gates.values().all(|gate| gate.held.is_empty())
+            && self.lane.waiting.lock().is_empty()
+    }
+
+    /// Of each queue in order: what went out, what was to go out again, what was held back behind it, what comes after that.
     fn put_back(&mut self) {
         let mut unconfirmed = self.window.drain();
+        unconfirmed.append(&mut self.probes);
+        for (_, mut gate) in self.gates.drain() {
+            unconfirmed.append(&mut gate.held);
+        }
         unconfirmed.append(&mut self.again);
         self.again = unconfirmed;
     }
@@ -286,6 +362,14 @@ impl Work {
 
     /// The next message that may go out now.
     fn next(&mut self) -> Option<Item> {
+        while self.probe_at <= Instant::now()
+            && let Some(probe) = self.probes.pop_front()
+        {
+            match probe.check() {
+                Ok(()) => return Some(probe),
+                Err(error) => self.finish(probe, Err(error)),
+            }
+        }
         loop {
             let from_again = self.again.pop_front();
             let is_again = from_again.is_some();
@@ -295,18 +379,68 @@ impl Work {
                 continue;
             }
             if let Err(error) = item.check() {
-                self.finish(item, Err(error));
+                self.end(item, Err(error));
                 continue;
             }
             if item.is_alone() {
                 self.held.entry(item.sender).or_default();
             }
-            return Some(item);
+            if let Some(item) = self.pass_gate(item) {
+                return Some(item);
+            }
         }
     }
 
-    /// The call is over; what was held back behind it may go on.
+    /// Keeps the item if there is one before it that the queue has not taken yet.
+    fn pass_gate(&mut self, item: Item) -> Option<Item> {
+        let Some(queue) = item.queue() else {
+            return Some(item);
+        };
+        if let Some(gate) = self.gates.get_mut(queue) {
+            if gate.is_open {
+                return Some(item);
+            }
+            if gate.probed {
+                gate.held.push_back(item);
+                return None;
+            }
+            gate.probed = true;
+            return Some(item);
+        }
+        let gate = Gate {
+            is_open: false,
+            since: Instant::now(),
+            probed: true,
+            held: VecDeque::new(),
+        };
+        self.gates.insert(queue.clone(), gate);
+        Some(item)
+    }
+
+    /// Whether the refusal of this item is not to be believed yet.
+    fn is_doubtful(&self, item: &Item) -> bool {
+        let gate = item.queue().and_then(|queue| self.gates.get(queue));
+        gate.is_some_and(|gate| !gate.is_open && gate.since.elapsed() < GRACE)
+    }
+
+    /// A message that went out is confirmed or refused.
     fn finish(&mut self, item: Item, result: Result<(), StoreError>) {
+        let gate = item.queue().and_then(|queue| self.gates.get_mut(queue));
+        if let Some(gate) = gate.filter(|gate| !gate.is_open) {
+            if result.is_ok() {
+                gate.is_open = true;
+                self.again.append(&mut gate.held);
+            } else if let Some(next) = gate.held.pop_front() {
+                self.probes.push_back(next);
+            } else {
+                gate.probed = false;
+            }
+        }
+        self.end(item, result);
+    }
+
+    /// The call is over; what was held back behind it may go on.
+    fn end(&mut self, item: Item, result: Result<(), StoreError>) {
         self.careful = self.careful.saturating_sub(1);
         let sender = item.sender;
         let was_alone = item.is_alone();
@@ -332,9 +466,27 @@ impl Work {
         }
     }
 
+    /// Whether a message waits for its confirm for too long, blocked times not counted.
+    fn is_stuck(&self, counted_from: Instant, any_confirmed: bool) -> bool {
+        let first = FIRST_CONFIRM_TIMEOUT * (1 << self.stuck.min(3));
+        self.window.slots.iter().flatten().any(|sent| {
+            let gate = sent.item.queue().and_then(|queue| self.gates.get(queue));
+            let is_known = gate.map_or(any_confirmed, |gate| gate.is_open);
+            let limit = if is_known {
+                CONFIRM_TIMEOUT
+            } else {
+                first.min(CONFIRM_TIMEOUT)
+            };
+            sent.at.max(counted_from).elapsed() > limit
+        })
+    }
+
     async fn publish_on(&mut self, channel: &Channel, mut declared: usize) -> Ended {
         let mut confirms: FuturesUnordered<Confirm> = FuturesUnordered::new();
         let mut redeclared = Instant::now();
+        let mut watch = tokio::time::interval(WATCH);
+        let mut counted_from = Instant::now();
+        let mut any_confirmed = false;
         loop {
             let window_max = if self.careful > 0 { 1 } else { self.window_max };
             while self.window.unconfirmed < window_max
@@ -359,11 +511,7 @@ impl Work {
                 }
             }
             let has_room = self.window.unconfirmed < window_max;
-            if self.window.unconfirmed == 0
-                && self.lane.is_closed()
-                && self.again.is_empty()
-                && self.lane.waiting.lock().is_empty()
-            {
+            if self.lane.is_closed() && self.is_idle() {
                 return Ended::Closed;
             }
             tokio::select! {
@@ -377,12 +525,22 @@ impl Work {
                         Ok(returned) => returned,
                         Err(error) => return Ended::Broken(error),
                     };
+                    any_confirmed = true;
+                    self.stuck = 0;
                     if returned && redeclared.elapsed() >= REDECLARE {
                         redeclared = Instant::now();
                         declared = 0;
                     }
                 }
+                _ = watch.tick() => {
+                    if self.link.is_blocked() {
+                        counted_from = Instant::now();
+                    } else if self.is_stuck(counted_from, any_confirmed) {
+                        return Ended::Stuck;
+                    }
+                }
                 () = self.lane.changed.notified(), if has_room => {}
+                () = sleep_until(self.probe_at), if has_room && !self.probes.is_empty() => {}
             }
         }
     }
@@ -417,6 +575,11 @@ impl Work {
             let Some(item) = self.window.take(number) else {
                 continue;
             };
+            if is_nack && self.is_doubtful(&item) {
+                self.probes.push_back(item);
+                self.probe_at = Instant::now() + PROBE_PAUSE;
+                continue;
+            }
             let result = if is_nack {
                 Err(StoreError::Full(format!(
                     "a queue that takes {} is at its limit",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connect, Connection, ConnectionProperties};
+use lapin::{Channel, Connect, Connection, ConnectionProperties, ConnectionStatus};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -25,6 +25,7 @@ pub struct Link {
     uri: Result<AMQPUri, String>,
     authorities: Result<Option<String>, String>,
     state: Mutex<State>,
+    status: parking_lot::Mutex<Option<ConnectionStatus>>,
 }
 
 #[derive(Default)]
@@ -46,6 +47,7 @@ impl Link {
             uri: config.uri(),
             authorities: config.ca.as_ref().map(read).transpose(),
             state: Mutex::default(),
+            status: parking_lot::Mutex::default(),
         })
     }
 
@@ -67,6 +69,7 @@ impl Link {
         match self.connect().await {
             Ok((connection, channel)) => {
                 tracing::info!(link = self.name, "connected to RabbitMQ");
+                *self.status.lock() = Some(connection.status().clone());
                 *state = State {
                     connection: Some(connection),
                     ..State::default()
@@ -91,10 +94,15 @@ impl Link {
     }
 
     /// Whether there is a connection that works, as far as is known.
-    pub async fn is_connected(&self) -> bool {
-        let state = self.state.lock().await;
-        let connection = state.connection.as_ref();
-        connection.is_some_and(|connection| connection.status().connected())
+    pub fn is_connected(&self) -> bool {
+        let status = self.status.lock();
+        status.as_ref().is_some_and(ConnectionStatus::connected)
+    }
+
+    /// Whether the broker takes nothing for now, as in a memory or disk alarm.
+    pub fn is_blocked(&self) -> bool {
+        let status = self.status.lock();
+        status.as_ref().is_some_and(ConnectionStatus::blocked)
     }
 
     async fn connect(&self) -> Result<(Connection, Channel), StoreError> {
