@@ -3,12 +3,12 @@
 //! Looked at when a connection is accepted (addresses) and when its CONNECT has been read (client
 //! id, user name). The list is small or empty nearly everywhere, and an empty one costs one load.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use moorline_router::{Ban, BanTarget, BanView, ClientId, StoreError, unix_ms};
@@ -19,6 +19,8 @@ use crate::node::Node;
 
 /// Beyond it the node gives no bans of its own; what would have been banned is limited only.
 const AUTOMATIC_MAX: usize = 100_000;
+/// How often a node of several reads the operators' list again.
+const RELOAD_EVERY: Duration = Duration::from_secs(30);
 /// How often bans that are over are forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
@@ -181,6 +183,37 @@ pub(crate) async fn load(node: &Node) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Reads the operators' list again: a node that could not be told of a change learns of it here.
+async fn reload(node: &Node) -> Result<(), StoreError> {
+    let new: Vec<BanTarget> = {
+        let _reading = node.bans.reading.lock().await;
+        let bans = node.stores.bans.load_all().await?;
+        node.bans.change(|table| {
+            let listed: HashSet<&BanTarget> = bans.iter().map(|ban| &ban.target).collect();
+            let lifted = table.bans.values().filter(|view| !view.automatic);
+            let lifted = lifted.map(|view| &view.ban.target);
+            let lifted: Vec<BanTarget> = lifted
+                .filter(|target| !listed.contains(target))
+                .cloned()
+                .collect();
+            for target in lifted {
+                table.take(&target);
+            }
+            let automatic = false;
+            let put = bans.into_iter().filter_map(|ban| {
+                let target = ban.target.clone();
+                let known = table.put(BanView { ban, automatic });
+                known.is_none_or(|view| view.automatic).then_some(target)
+            });
+            put.collect()
+        })
+    };
+    for target in new {
+        close_banned(node, &target);
+    }
+    Ok(())
+}
+
 /// Reads the ban of `target` again and closes connections that it forbids; says whether there was
 /// one before.
 pub(crate) async fn changed(node: &Node, target: &BanTarget) -> Result<bool, StoreError> {
@@ -250,8 +283,15 @@ impl Names for BanTarget {
 pub(crate) async fn run(node: Arc<Node>) {
     let mut every = tokio::time::interval(SWEEP_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut reloaded = Instant::now();
     loop {
         every.tick().await;
+        if node.cluster.is_some() && reloaded.elapsed() >= RELOAD_EVERY {
+            reloaded = Instant::now();
+            if let Err(error) = reload(&node).await {
+                tracing::debug!(%error, "list of bans not read again");
+            }
+        }
         for target in node.bans.take_over(unix_ms()) {
             let _reading = node.bans.reading.lock().await;
             // An operator may have made it anew meanwhile.

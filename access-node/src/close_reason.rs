@@ -23,6 +23,8 @@ pub(crate) enum CloseReason {
     Kicked,
     /// The token or the answer that let the device in holds no longer.
     CredentialsExpired,
+    /// The server is leaving, and others take its devices.
+    Drained,
     /// The server stops.
     ServerShuttingDown,
     /// Bytes that are not MQTT; carries the code that the specification names.
@@ -96,6 +98,7 @@ impl CloseReason {
             // "Banned" may stand in a CONNACK only (MQTT 5.0 table 2-6).
             Self::Kicked | Self::Banned => Some(ReasonCode::AdministrativeAction),
             Self::CredentialsExpired => Some(ReasonCode::NotAuthorized),
+            Self::Drained => Some(ReasonCode::UseAnotherServer),
             Self::ServerShuttingDown => Some(ReasonCode::ServerShuttingDown),
             Self::Malformed(code) | Self::ProtocolError(code) | Self::LimitExceeded(code) => {
                 Some(code)
@@ -115,6 +118,7 @@ impl CloseReason {
             Self::Kicked => "disconnected by an operator",
             Self::CredentialsExpired => "the credentials of this connection hold no longer",
             Self::Banned => "banned",
+            Self::Drained => "the server is leaving; connect to another one",
             Self::ServerShuttingDown => "the server stops; connect again",
             Self::Malformed(ReasonCode::PacketTooLarge) => {
                 "larger than the Maximum Packet Size of the CONNACK"
@@ -144,6 +148,7 @@ impl CloseReason {
             Self::TakenOver => "taken_over",
             Self::Kicked => "kicked",
             Self::CredentialsExpired => "credentials_expired",
+            Self::Drained => "drained",
             Self::ServerShuttingDown => "server_shutting_down",
             Self::Malformed(_) => "malformed",
             Self::ProtocolError(_) => "protocol_error",
@@ -171,6 +176,7 @@ impl CloseReason {
             | Self::Kicked
             | Self::CredentialsExpired
             | Self::Banned
+            | Self::Drained
             | Self::ServerShuttingDown
             | Self::StoreUnavailable => false,
         }

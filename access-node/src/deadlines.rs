@@ -194,6 +194,10 @@ pub(crate) async fn run(node: Arc<Node>) {
 fn sweep_retained(node: &Node) {
     let store = &node.stores.retained;
     node.retained.remove_expired(|topic| {
+        if node.cluster.is_some() {
+            // Another node may have set it anew.
+            return;
+        }
         // A lost removal is made up for by the next start, which finds it expired again.
         drop(store.set(topic, None));
     });

@@ -1,11 +1,14 @@
 //! What a connection does with the packets of its device. Nothing here waits: what has to be
 //! durable first is put in line behind [`Pending`].
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 use moorline_mqtt::{Ack, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, Version, encode};
 use moorline_router::{End, EndReason, Fence, MessageId, Position, ReceivedPublish, StoreError};
 
 use crate::close_reason::CloseReason;
+use crate::cluster::until_stored;
 use crate::connection::{Connection, Pending, PendingAnswer, ReceivedId};
 use crate::message_parts::id_of;
 use crate::outbound::Corked;
@@ -251,7 +254,16 @@ impl Connection {
         let message_id = message_id.or_else(|| persistent.then(|| id_of(publish)));
         let mut durable = Vec::new();
         if let (true, Some(message_id)) = (persistent, &message_id) {
-            durable.push(self.save_received(id, message_id, false));
+            let (session, epoch) = (Arc::clone(&self.session), self.epoch);
+            let received = ReceivedPublish {
+                packet_id: id,
+                message_id: message_id.clone(),
+                done: false,
+            };
+            durable.push(until_stored(&self.node, move |node| {
+                let sessions = &node.stores.sessions;
+                sessions.save_received(&session.client, epoch, received.clone())
+            }));
         }
         if refusal.is_none() {
             durable.extend(self.route(publish, message_id.clone(), turn).durable);
@@ -280,20 +292,14 @@ impl Connection {
                 .get(id)
                 .and_then(|held| held.message_id.as_ref())
         {
-            drop(self.save_received(*id, message_id, true));
+            let received = ReceivedPublish {
+                packet_id: *id,
+                message_id: message_id.clone(),
+                done: true,
+            };
+            let (sessions, client) = (&self.node.stores.sessions, &self.session.client);
+            drop(sessions.save_received(client, self.epoch, received));
         }
-    }
-
-    fn save_received(&self, packet_id: PacketId, message_id: &MessageId, done: bool) -> Durable {
-        let received = ReceivedPublish {
-            packet_id,
-            message_id: message_id.clone(),
-            done,
-        };
-        self.node
-            .stores
-            .sessions
-            .save_received(&self.session.client, self.epoch, received)
     }
 
     fn on_pubrel(&mut self, id: PacketId) {
@@ -304,10 +310,11 @@ impl Connection {
         // The device may use the identifier again once it has PUBCOMP: it must be forgotten durably
         // before, or a new message would pass for a repetition of the old one.
         let durable = stored.then(|| {
-            self.node
-                .stores
-                .sessions
-                .release_received(&self.session.client, id)
+            let session = Arc::clone(&self.session);
+            until_stored(&self.node, move |node| {
+                let sessions = &node.stores.sessions;
+                sessions.release_received(&session.client, id)
+            })
         });
         let reason = match found {
             Some(_) => ReasonCode::Success,
@@ -429,8 +436,11 @@ impl Connection {
     /// be sent again after a restart and pass for a new one.
     fn release_received(&mut self, packet_id: PacketId, position: Option<Position>) {
         let marked = position.map(|position| {
-            let inboxes = &self.node.stores.inboxes;
-            inboxes.mark_received(&self.session.client, position)
+            let session = Arc::clone(&self.session);
+            until_stored(&self.node, move |node| {
+                let inboxes = &node.stores.inboxes;
+                inboxes.mark_received(&session.client, position)
+            })
         });
         let mut pubrel = BytesMut::new();
         encode::pubrel(self.version, packet_id, ReasonCode::Success, &mut pubrel);
@@ -475,16 +485,16 @@ impl Connection {
         };
         // Here and now: the device may connect again before this connection's end is seen to, and
         // whoever displaces it would publish what it finds.
-        if !reason.publishes_will()
-            && let Some(link) = state.link_of(self.epoch)
-            && link.will.take().is_some()
-        {
-            drop(
-                self.node
-                    .stores
-                    .sessions
-                    .delete_will(&self.session.client, self.epoch),
-            );
+        let had_will = !reason.publishes_will()
+            && state
+                .link_of(self.epoch)
+                .is_some_and(|link| link.will.take().is_some());
+        drop(state);
+        if had_will {
+            let sessions = &self.node.stores.sessions;
+            let deleted = sessions.delete_will(&self.session.client, self.epoch);
+            // In the line: whoever displaces this connection from another node waits for it.
+            self.put_in_line(Some(deleted), PendingAnswer::Encoded(bytes::Bytes::new()));
         }
         reason
     }

@@ -24,6 +24,7 @@ mod config;
 mod connack;
 mod connection;
 mod deadlines;
+mod drain;
 mod ending;
 mod fan_out;
 mod flapping;
@@ -82,7 +83,7 @@ pub use peer::ListenerSettings;
 
 use crate::auth::Auth;
 use crate::close_reason::CloseReason;
-use crate::cluster::{Peers, comparison, departure, holdings, lease};
+use crate::cluster::{Peers, comparison, departure, forward, holdings, lease, retained_changes};
 use crate::listener::Listener;
 use crate::local_nodes::LocalNodes;
 use crate::node::Node;
@@ -151,7 +152,7 @@ impl AccessNode {
         node.renew_lease().await?;
         match node.cluster {
             None => restore::run(&node).await?,
-            Some(_) => {}
+            Some(ref cluster) => retained_changes::catch_up(&node, cluster).await?,
         }
         bans::load(&node).await?;
         let threads = Threads::start(node.config.threads)?;
@@ -164,6 +165,8 @@ impl AccessNode {
             tasks.spawn(comparison::run(Arc::clone(&node)));
             tasks.spawn(departure::run(Arc::clone(&node)));
             tasks.spawn(holdings::run(Arc::clone(&node)));
+            tasks.spawn(forward::run(Arc::clone(&node)));
+            tasks.spawn(retained_changes::run(Arc::clone(&node)));
         } else {
             tasks.spawn_on(timers::run(Arc::clone(&node)), first);
             tasks.spawn_on(Arc::clone(&node).keep_lease(), first);
@@ -222,6 +225,34 @@ impl AccessNode {
     /// This node alone, as it is offered to other processes.
     pub fn local_nodes(&self) -> Arc<dyn Nodes> {
         Arc::new(LocalNodes(Arc::clone(&self.node)))
+    }
+
+    /// Takes no new devices from now on, and lets the other nodes know.
+    pub fn begin_drain(&self) {
+        self.node.begin_drain();
+    }
+
+    /// Whether it does not.
+    pub fn is_draining(&self) -> bool {
+        self.node.is_draining()
+    }
+
+    /// Sockets of devices that are open now.
+    pub fn connections(&self) -> usize {
+        self.node.admission.gate.open()
+    }
+
+    /// Asks connected devices to leave, about `per_second` of them (0 is all at once): those that speak MQTT 5.0 are told
+    /// to use another server, and which one if `server_reference` names it. Resolves when all have been
+    /// asked. [`Self::begin_drain`] comes before it.
+    pub async fn drain(&self, per_second: u32, server_reference: Option<&str>) {
+        drain::run(&self.node, per_second, server_reference).await;
+    }
+
+    /// Whether the stores of the cluster answer; a node alone has its own.
+    pub fn reaches_stores(&self) -> bool {
+        let cluster = self.node.cluster.as_ref();
+        cluster.is_none_or(|cluster| cluster.admits().is_ok())
     }
 
     /// Stops cleanly: no new devices, every connection closed with its reason, the lease given up

@@ -193,6 +193,11 @@ impl Link {
     /// Says goodbye as far as the version knows how to, and lets the task do the rest. The first
     /// reason stays.
     pub(crate) fn close(&mut self, reason: CloseReason) {
+        self.close_referring(reason, None);
+    }
+
+    /// The same, naming another server to go to.
+    pub(crate) fn close_referring(&mut self, reason: CloseReason, server_reference: Option<&str>) {
         if self.closing.is_some() {
             return;
         }
@@ -206,9 +211,10 @@ impl Link {
             let packet = telling.explained(reason.explanation(), |text| {
                 Packet::Disconnect(Disconnect {
                     reason: code,
-                    properties: text.map(|text| {
+                    properties: (text.is_some() || server_reference.is_some()).then(|| {
                         Box::new(DisconnectProperties {
-                            reason_string: Some(text),
+                            reason_string: text,
+                            server_reference: server_reference.map(Into::into),
                             ..DisconnectProperties::default()
                         })
                     }),

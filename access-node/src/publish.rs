@@ -14,6 +14,8 @@ use moorline_router::{
 };
 use smallvec::SmallVec;
 
+use crate::cluster::forward::Forwarded;
+use crate::cluster::retained_changes::following;
 use crate::config::Config;
 use crate::fan_out::{FanOut, find_matches};
 use crate::message_parts::{expires_at_ms, id_of, lasting_properties, stable_hash, supplied_id};
@@ -206,6 +208,11 @@ impl Routing<'_> {
                 message,
             };
             let outcome = deliver(self.node, &delivery, corked);
+            if let (DeliveryOutcome::NotHere, Some(cluster)) = (outcome, &self.node.cluster) {
+                let node = None;
+                let sent = cluster.forwarding.send(Forwarded { delivery, node });
+                return u64::from(sent);
+            }
             return u64::from(matches!(outcome, DeliveryOutcome::Sent { .. }));
         }
         let fingerprint = self.supplied_fingerprint();
@@ -241,18 +248,23 @@ impl Routing<'_> {
             match outcome {
                 Some(Appended::Stored {
                     position,
-                    route: Some(_),
+                    route: Some(route),
                 }) => {
                     let position = Some(position);
-                    deliver(
-                        &node,
-                        &Delivery {
-                            client,
-                            position,
-                            message,
-                        },
-                        &mut Corked::new(),
-                    );
+                    let delivery = Delivery {
+                        client,
+                        position,
+                        message,
+                    };
+                    match &node.cluster {
+                        Some(cluster) if route.node != node.id => {
+                            let node = Some(route.node);
+                            cluster.forwarding.send(Forwarded { delivery, node });
+                        }
+                        _ => {
+                            deliver(&node, &delivery, &mut Corked::new());
+                        }
+                    }
                 }
                 // The declared policy of the other device's inbox; not the publisher's concern.
                 Some(Appended::Full | Appended::Dropped) => {
@@ -277,12 +289,27 @@ impl Routing<'_> {
         ]))
     }
 
+    fn store_retained(&self, message: Option<Message>) -> Durable {
+        let topic = &self.publish.topic;
+        let stored = self.node.stores.retained.set(topic, message);
+        following(self.node, topic, stored)
+    }
+
+    /// In a cluster the node has to know when its write is done, also where nobody else waits for it.
+    fn wait_for_retained(&mut self, stored: Durable) {
+        if self.publish.qos == QoS::AtMostOnce && self.node.cluster.is_some() {
+            tokio::spawn(stored);
+        } else {
+            self.wait_for(stored);
+        }
+    }
+
     fn retain(&mut self) {
         let publish = self.publish;
         if publish.payload.is_empty() {
-            let store = || self.node.stores.retained.set(&publish.topic, None);
+            let store = || self.store_retained(None);
             let removed = self.node.retained.remove(&publish.topic, store);
-            self.wait_for(removed);
+            self.wait_for_retained(removed);
             return;
         }
         let mut message = self.message(Origin::Session, publish.qos, true);
@@ -291,9 +318,12 @@ impl Routing<'_> {
         message.payload = bytes::Bytes::copy_from_slice(&message.payload);
         let limits = self.node.config.retained_limits();
         let kept = Arc::new(message.clone());
-        let store = || self.node.stores.retained.set(&publish.topic, Some(message));
-        match self.node.retained.put(kept, limits, store) {
-            Ok(stored) => self.wait_for(stored),
+        let stored = self
+            .node
+            .retained
+            .put(kept, limits, || self.store_retained(Some(message)));
+        match stored {
+            Ok(stored) => self.wait_for_retained(stored),
             // Who cannot be refused: subscribers of now have it all the same.
             Err(RetainedFull) => self.node.metrics.dropped_retained_full.increment(1),
         }

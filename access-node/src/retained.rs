@@ -1,11 +1,11 @@
 //! The retained messages as the node keeps them for new subscriptions. The store has them durably.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use moorline_mqtt::{TopicFilter, TopicName};
-use moorline_router::{Message, unix_ms};
+use moorline_router::{Message, RetainedChanges, unix_ms};
 use parking_lot::RwLock;
 
 /// Topics that are looked at for one page: a filter may match few of very many, and whoever
@@ -99,6 +99,45 @@ impl RetainedMessages {
             kept.remove(message.topic.as_str());
             store(&message.topic);
         }
+    }
+
+    /// Takes over what other nodes have changed, whatever the limits: it was accepted within theirs. `is_newer` says of a
+    /// topic that the node's own message is newer; says whether there were such.
+    pub(crate) fn take_over(
+        &self,
+        changes: RetainedChanges,
+        is_newer: impl Fn(&str) -> bool,
+    ) -> bool {
+        let mut kept = self.by_topic.write();
+        let mut skipped = false;
+        if changes.complete {
+            let named: HashSet<&str> = changes.topics.iter().map(|(t, _)| t.as_str()).collect();
+            let gone = kept
+                .by_topic
+                .keys()
+                .filter(|topic| !named.contains(&***topic));
+            let gone: Vec<Box<str>> = gone.cloned().collect();
+            for topic in gone {
+                if is_newer(&topic) {
+                    skipped = true;
+                } else {
+                    kept.remove(&topic);
+                }
+            }
+        }
+        for (topic, message) in changes.topics {
+            if is_newer(topic.as_str()) {
+                skipped = true;
+                continue;
+            }
+            kept.remove(topic.as_str());
+            if let Some(message) = message.filter(is_alive) {
+                kept.bytes += bytes_of(&message);
+                kept.by_topic
+                    .insert(topic.as_str().into(), Arc::new(message));
+            }
+        }
+        skipped
     }
 
     /// What a new subscription to `filter` gets, from behind the topic `after`, at most `limit`.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use moorline_mqtt::{QoS, TopicFilter};
 use moorline_router::{Append, Appended, Message, Origin};
 
+use crate::cluster::retained_changes::before_feeding;
 use crate::connection::{Connection, PendingAnswer};
 use crate::fan_out::FanOut;
 use crate::inbound::Turn;
@@ -33,6 +34,8 @@ pub(crate) struct RetainedFeed {
     asked: u64,
     /// A part is being made durable in the inbox.
     appending: bool,
+    /// How many are waiting for what other nodes have changed.
+    catching_up: u32,
 }
 
 /// One filter.
@@ -76,6 +79,7 @@ impl RetainedFeed {
     /// The connection that was being fed is gone: its part is looked up again.
     pub(crate) fn interrupted(&mut self) {
         self.appending = false;
+        self.catching_up = 0;
     }
 
     /// The filter `asked` has got to `topic`, and to its end where there is no more; unless it was
@@ -105,6 +109,31 @@ enum Fate {
 }
 
 impl Connection {
+    /// In a cluster nothing is sent before it is known what other nodes have changed.
+    pub(crate) fn catch_up_before_feeding(&mut self) {
+        if self.node.cluster.is_none() {
+            return;
+        }
+        if let Some(feed) = &mut self.session.lock().feed {
+            feed.catching_up += 1;
+        }
+        let session = Arc::clone(&self.session);
+        let epoch = self.epoch;
+        // Begun when everything before it in the line is done: messages that are published from then on find the subscription.
+        let node = Arc::clone(&self.node);
+        let caught_up = Box::pin(async move {
+            before_feeding(&node).await;
+            let mut state = session.lock();
+            if state.link_of(epoch).is_some()
+                && let Some(feed) = &mut state.feed
+            {
+                feed.catching_up = feed.catching_up.saturating_sub(1);
+            }
+            Ok(())
+        });
+        self.put_in_line(Some(caught_up), PendingAnswer::Encoded(bytes::Bytes::new()));
+    }
+
     /// Sends retained messages as far as there is room.
     pub(crate) fn feed_retained(&mut self, turn: &mut Turn) {
         let mut pages = 0;
@@ -120,7 +149,7 @@ impl Connection {
                     return;
                 }
                 match &state.feed {
-                    Some(feed) if feed.appending => return,
+                    Some(feed) if feed.appending || feed.catching_up > 0 => return,
                     feed => match feed.as_ref().and_then(|feed| feed.filters.front()) {
                         Some(front) => front.clone(),
                         None => {

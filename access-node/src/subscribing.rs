@@ -10,6 +10,7 @@ use moorline_mqtt::{
 };
 
 use crate::close_reason::CloseReason;
+use crate::cluster::until_stored;
 use crate::connection::{Connection, PendingAnswer};
 use crate::inbound::Turn;
 use crate::refusal::{Refusal, reason_properties};
@@ -28,6 +29,7 @@ impl Connection {
     ) -> Result<(), CloseReason> {
         let mut reasons = Vec::with_capacity(subscribe.filters.len());
         let mut why = "";
+        let mut retained_wanted = false;
         // Each filter is compared with those held: a packet with more of them than anyone may hold
         // would keep the thread from other devices.
         let filters_max = self.node.config.subscriptions_max;
@@ -55,6 +57,7 @@ impl Connection {
                     // A shared subscription gets none (section 4.8.2).
                     if wanted && filter.share().is_none() {
                         self.want_retained(Fed::new(filter, options.qos, id));
+                        retained_wanted = true;
                     }
                 }
                 Err(refusal) => {
@@ -73,6 +76,9 @@ impl Connection {
             })
         });
         self.answer_when_saved(answer, changed, turn)?;
+        if retained_wanted {
+            self.catch_up_before_feeding();
+        }
         self.write_replies(turn);
         self.feed_retained(turn);
         Ok(())
@@ -133,17 +139,20 @@ impl Connection {
             // It must be answered, and must not be with as many codes ([MQTT-3.1.2-24]).
             return Err(CloseReason::LimitExceeded(ReasonCode::PacketTooLarge));
         }
-        let record = {
+        let is_stored = {
             let mut state = self.session.lock();
-            let is_ours = state.link_of(self.epoch).is_some();
-            (changed && is_ours && state.keeps_inbox()).then(|| state.record(&self.session.client))
+            changed && state.link_of(self.epoch).is_some() && state.keeps_inbox()
         };
-        match record.map(|record| self.node.stores.sessions.save(self.epoch, record)) {
-            None => turn.replies.extend_from_slice(&packet),
-            Some(saved) => {
-                self.put_in_line(Some(saved), PendingAnswer::Encoded(packet.freeze()));
-            }
+        if !is_stored {
+            turn.replies.extend_from_slice(&packet);
+            return Ok(());
         }
+        let (session, epoch) = (Arc::clone(&self.session), self.epoch);
+        let saved = until_stored(&self.node, move |node| {
+            let record = session.lock().record(&session.client);
+            node.stores.sessions.save(epoch, record)
+        });
+        self.put_in_line(Some(saved), PendingAnswer::Encoded(packet.freeze()));
         Ok(())
     }
 

@@ -6,11 +6,13 @@
 pub(crate) mod comparison;
 pub(crate) mod connecting;
 pub(crate) mod departure;
+pub(crate) mod forward;
 pub(crate) mod holdings;
 pub(crate) mod lease;
 mod link;
 mod peers;
 mod publications;
+pub(crate) mod retained_changes;
 pub(crate) mod shard;
 
 use std::fmt;
@@ -25,15 +27,21 @@ use moorline_router::{
 use comparison::Comparison;
 use connecting::Connecting;
 use departure::Departures;
+use forward::Forwarding;
 use holdings::Holdings;
 use link::StoreLink;
+use retained_changes::RetainedReadings;
 
 pub(crate) use peers::Peers;
 
 use crate::node::Node;
+use crate::publish::Durable;
 
 /// How long a node that stops tries to leave things in order.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Until a write is tried again that the store did not take.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a node is given that is one of several.
 #[derive(Clone)]
@@ -72,6 +80,8 @@ pub(crate) struct Membership {
     pub(crate) holdings: Holdings,
     pub(crate) connecting: Connecting,
     pub(crate) departures: Departures,
+    pub(crate) retained: RetainedReadings,
+    pub(crate) forwarding: Forwarding,
 }
 
 impl Membership {
@@ -83,6 +93,8 @@ impl Membership {
             holdings: Holdings::default(),
             connecting: Connecting::default(),
             departures: Departures::default(),
+            retained: RetainedReadings::default(),
+            forwarding: Forwarding::default(),
         }
     }
 }
@@ -112,6 +124,28 @@ impl Membership {
             at_ms: unix_ms(),
         });
     }
+}
+
+/// A write that may be made again as long as the store does not answer: in a cluster devices stay connected meanwhile. `write` is called at once,
+/// and gives what is to be written by then.
+pub(crate) fn until_stored(
+    node: &Arc<Node>,
+    write: impl Fn(&Node) -> Durable + Send + Sync + 'static,
+) -> Durable {
+    let first = write(node);
+    if node.cluster.is_none() {
+        return first;
+    }
+    let node = Arc::clone(node);
+    Box::pin(async move {
+        let mut written = first.await;
+        while let (Err(StoreError::Unavailable(_)), Some(cluster)) = (&written, &node.cluster) {
+            cluster.link.trouble();
+            tokio::time::sleep(WRITE_AGAIN).await;
+            written = write(&node).await;
+        }
+        written
+    })
 }
 
 /// Lets the holder of the client's shard read the stored session again. Resolves when it has.
