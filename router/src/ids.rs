@@ -131,13 +131,13 @@ impl fmt::Display for MessageId {
 /// A place in one client's inbox.
 ///
 /// `sequence` is dense within a generation. A new generation (always a higher number) begins with
-/// sequence 1 where the store no longer knows where the previous one ended, which is only when
-/// nothing of it is left.
+/// sequence 1 where nothing of the previous one is left. Where something may be left, but the store may
+/// have forgotten the last positions that it gave out (a failover), it goes on with a higher sequence.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     /// Which life of the inbox.
     pub generation: u64,
-    /// From 1 on, without holes.
+    /// From 1 on, without holes in one generation.
     pub sequence: u64,
 }
 

@@ -177,7 +177,7 @@ pub async fn what_is_read_to_is_followed_by_what_is_appended_next(backend: &mut 
     for round in 0..4 {
         let first = stored(&*inboxes, &device, push("one")).await;
         assert!(
-            cursor.is_followed_by(first),
+            cursor.is_followed_by(first) || (round >= 2 && begins_anew(cursor, first)),
             "round {round}: {cursor:?} {first:?}"
         );
         let second = stored(&*inboxes, &device, push("two")).await;
@@ -201,6 +201,12 @@ pub async fn what_is_read_to_is_followed_by_what_is_appended_next(backend: &mut 
             cursor = read_all(&*inboxes, &device).await.read_to;
         }
     }
+}
+
+/// A store that cannot be sure that it has everything it had before the restart begins a new generation, and says that
+/// something may lie before it.
+fn begins_anew(before: Position, next: Position) -> bool {
+    next.generation > before.generation && next.sequence > 1
 }
 
 pub async fn one_clients_inbox_is_not_anothers(backend: &mut dyn Backend) {
@@ -632,7 +638,8 @@ pub async fn positions_rise_across_restarts(backend: &mut dyn Backend) {
     }
     let kept = stored(&*inboxes, &device, push("x")).await;
     let inboxes = backend.restart().await.inboxes;
-    assert!(kept.is_followed_by(stored(&*inboxes, &device, push("x")).await));
+    let next = stored(&*inboxes, &device, push("x")).await;
+    assert!(kept.is_followed_by(next) || begins_anew(kept, next));
 }
 
 pub async fn tails_tell_what_waits(backend: &mut dyn Backend) {

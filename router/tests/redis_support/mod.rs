@@ -69,6 +69,8 @@ impl Backend for Single {
 
     async fn restart(&mut self) -> Stores {
         let (mut server, limits, store) = self.running.take().unwrap();
+        // A clean end: what nobody waited for is written too.
+        store.flush().await;
         drop(store);
         server.restart().await;
         let store = RedisStore::open(&Self::config(&server), limits.clone()).unwrap();
