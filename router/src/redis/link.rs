@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use redis::Value;
 
 use super::config::Config;
@@ -85,5 +85,40 @@ impl Link {
             answers.extend(Box::pin(self.servers.fly(Way::Read, part)).await);
         }
         answers
+    }
+
+    /// Finds out which servers there are, where that is not known yet.
+    pub(super) async fn find_servers(&self) -> Result<(), StoreError> {
+        match self.servers.topology.servers().is_empty() {
+            true => self.servers.topology.refresh().await,
+            false => Ok(()),
+        }
+    }
+
+    /// Asks every server the same, with its name.
+    pub(super) async fn ask_each(
+        &self,
+        questions: &redis::Pipeline,
+    ) -> Vec<(String, Result<Vec<Value>, StoreError>)> {
+        let servers = self.servers.topology.servers();
+        let asked = servers.iter().map(|server| async move {
+            let answers = async {
+                let mut connected = server.reads.get().await?;
+                let asking =
+                    connected
+                        .connection
+                        .send_packed_commands(questions, 0, questions.len());
+                Box::pin(asking).await.map_err(|error| {
+                    server.reads.lost(connected.number, &error.to_string());
+                    StoreError::Unavailable(error.to_string())
+                })
+            };
+            (server.name.clone(), answers.await)
+        });
+        join_all(asked).await
+    }
+
+    pub(super) fn wait_replicas(&self) -> u32 {
+        self.servers.wait_replicas
     }
 }

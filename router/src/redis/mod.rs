@@ -16,6 +16,7 @@ mod bans;
 mod config;
 mod finder;
 mod flight;
+mod health;
 mod inbox_answer;
 mod inbox_calls;
 mod inbox_hand_over;
@@ -28,6 +29,8 @@ mod lanes;
 mod link;
 #[cfg(test)]
 mod link_tests;
+#[cfg(test)]
+mod lua_tests;
 mod port;
 mod queues;
 mod receipts;
@@ -46,6 +49,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use config::{Config, Limits, Mode};
+pub use health::Health;
 
 use inbox_calls::InboxCalls;
 use inboxes::InboxParts;
