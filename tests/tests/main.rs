@@ -13,6 +13,7 @@ mod auth_jwt;
 mod cluster;
 mod conformance;
 mod disk_full;
+mod embedded_only;
 mod interop;
 mod killed;
 mod limits;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use moorline_tests::device::Device;
 use moorline_tests::wire::{Connect, V3, V5};
-use moorline_tests::{Api, Gateway, eventually};
+use moorline_tests::{Api, Gateway, cluster, eventually};
 use serde_json::{Value, json};
 
 pub(crate) const VERSIONS: [u8; 2] = [V3, V5];
@@ -12,8 +12,17 @@ pub(crate) const VERSIONS: [u8; 2] = [V3, V5];
 /// Long enough that whatever should not happen would have happened.
 pub(crate) const QUIET: Duration = Duration::from_millis(300);
 
-/// A runtime for one test: two workers, as on the smallest machine.
-pub(crate) fn run(test: impl Future<Output = ()>) {
+/// A runtime for one test: two workers, as on the smallest machine. Does nothing where the test is about the embedded store
+/// and a cluster is asked for.
+pub(crate) fn run<T: Future<Output = ()>>(test: T) {
+    // The name of a test's future begins with the path of the test.
+    let name = std::any::type_name::<T>();
+    if cluster::wanted()
+        && let Some(reason) = crate::embedded_only::reason(name)
+    {
+        eprintln!("not run against a cluster: {reason}");
+        return;
+    }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

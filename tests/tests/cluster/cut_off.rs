@@ -57,7 +57,7 @@ fn a_node_cut_off_from_redis_gives_up_what_moved_and_keeps_what_is_its_own() {
         links[node].heal();
         pushers.await_more(BOTS, Duration::from_secs(60)).await;
         let pushed = pushers.stop().await;
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         assert_eq!(bots.left_open(), 0, "the old node closes what moved");
         world.finish().await;
     });

@@ -56,7 +56,7 @@ fn devices_that_hop_between_nodes_lose_nothing_and_are_in_one_place() {
             );
         }
         eprintln!("{NAME}: {hops} hops");
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         assert_eq!(bots.left_open(), 0, "old connections are closed");
         world.finish().await;
     });

@@ -9,7 +9,7 @@ use moorline_tests::eventually;
 
 use super::bots::Bots;
 use super::pushers::{Accepted, Pushed};
-use super::world::World;
+use super::world::Witness;
 
 /// The sums.
 #[derive(Debug, Default)]
@@ -67,7 +67,7 @@ const SETTLES: Duration = Duration::from_secs(75);
 /// Waits until everything has arrived that is to arrive, checks order, ids and sums, and prints them.
 pub(crate) async fn settle(
     name: &str,
-    world: &World,
+    world: &Witness<'_>,
     bots: &mut Bots,
     pushed: Pushed,
     flushed_at: Option<Instant>,
@@ -197,11 +197,11 @@ fn count_arrivals(
 /// Asks what became of what was pushed to devices that are not there.
 async fn count_absent(
     ledger: &mut Ledger,
-    world: &World,
+    world: &Witness<'_>,
     by_client: &BTreeMap<&str, Vec<&Accepted>>,
     flushed_at: Option<Instant>,
 ) {
-    let api = world.api();
+    let api = &world.api;
     for (client, pushes) in by_client {
         if !client.starts_with("absent-") {
             continue;
@@ -241,14 +241,14 @@ async fn count_absent(
                 other => panic!("{client}: message {} of {kind:?} is {other}", push.id),
             }
         }
-        let inbox = crate::support::waiting(&api, client).await;
+        let inbox = crate::support::waiting(api, client).await;
         assert_eq!(inbox, waiting, "what waits for {client}");
     }
 }
 
 /// What the backend was told, by device; checks that everything acknowledged is there, in order, and returns how many
 /// messages that are and how many came twice.
-async fn await_upstream(name: &str, world: &World, bots: &Bots) -> (usize, usize) {
+async fn await_upstream(name: &str, world: &Witness<'_>, bots: &Bots) -> (usize, usize) {
     let lacking = || {
         let told = told(world);
         let mut lacking = Vec::new();
@@ -272,10 +272,9 @@ async fn await_upstream(name: &str, world: &World, bots: &Bots) -> (usize, usize
     let lacking = lacking();
     assert!(
         lacking.is_empty(),
-        "{name}: {} upstream messages had their PUBACK and did not reach the backend: {:?}; queues {:?}",
+        "{name}: {} upstream messages had their PUBACK and did not reach the backend: {:?}",
         lacking.len(),
-        &lacking[..lacking.len().min(20)],
-        world.rabbit.queues(&world.stores.rabbit).await
+        &lacking[..lacking.len().min(20)]
     );
     let mut duplicates = 0;
     for (client, numbers) in told(world) {
@@ -302,7 +301,7 @@ async fn await_upstream(name: &str, world: &World, bots: &Bots) -> (usize, usize
 }
 
 /// The numbers and ids that the backend was told, by device, in the order of the calls.
-fn told(world: &World) -> HashMap<String, Vec<(u64, String)>> {
+fn told(world: &Witness<'_>) -> HashMap<String, Vec<(u64, String)>> {
     let mut told: HashMap<String, Vec<(u64, String)>> = HashMap::new();
     for call in world.backend.calls() {
         let client = call.path.trim_start_matches('/').to_owned();
@@ -315,8 +314,8 @@ fn told(world: &World) -> HashMap<String, Vec<(u64, String)>> {
 }
 
 /// Says what can be known of messages that did not arrive.
-async fn explain(world: &World, bots: &Bots, missing: &[Accepted]) {
-    let api = world.api();
+async fn explain(world: &Witness<'_>, bots: &Bots, missing: &[Accepted]) {
+    let api = &world.api;
     for push in missing.iter().take(8) {
         let receipt = api.get(&format!("/v1/messages/{}", push.id)).await;
         let client = api.get(&format!("/v1/clients/{}", push.client)).await;

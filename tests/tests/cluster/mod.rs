@@ -15,6 +15,7 @@ mod world;
 mod cut_off;
 mod hopping;
 mod node_killed;
+mod one_process;
 mod rabbit_away;
 mod redis_away;
 mod rolling;

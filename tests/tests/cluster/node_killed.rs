@@ -28,7 +28,7 @@ fn what_was_accepted_follows_the_devices_of_a_killed_node_in_order() {
             world.await_ready().await;
         }
         let pushed = pushers.stop().await;
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         world.finish().await;
     });
 }

@@ -64,7 +64,7 @@ fn without_rabbitmq_pubacks_wait_pushes_go_on_and_nothing_acknowledged_is_missin
         upstream_goes_on(&bots).await;
 
         let pushed = pushers.stop().await;
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         assert_eq!(bots.lost(), 0, "connected devices stay");
         world.finish().await;
     });

@@ -93,7 +93,7 @@ fn a_restart_of_redis_loses_nothing_and_disconnects_nobody() {
         }
         let pushed = pushers.stop().await;
         check_calm(&world, &bots, &epochs, mourner).await;
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         world.finish().await;
     });
 }
@@ -111,7 +111,7 @@ fn after_a_flush_of_redis_everything_accepted_since_arrives() {
         let pushed = pushers.stop().await;
         // Routes are written again by themselves.
         check_calm(&world, &bots, &epochs, mourner).await;
-        settle(NAME, &world, &mut bots, pushed, Some(flushed)).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, Some(flushed)).await;
         world.finish().await;
     });
 }
@@ -140,7 +140,7 @@ fn a_redis_frozen_for_longer_than_a_lease_ends_no_session() {
         pushers.await_more(BOTS, Duration::from_secs(60)).await;
         let pushed = pushers.stop().await;
         check_calm(&world, &bots, &epochs, mourner).await;
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         world.finish().await;
     });
 }
@@ -166,7 +166,7 @@ fn a_failover_of_redis_keeps_what_a_replica_has_confirmed() {
         pushers.await_more(BOTS, Duration::from_secs(60)).await;
         let pushed = pushers.stop().await;
         check_calm(&world, &bots, &epochs, mourner).await;
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         // Whoever reads this list of servers must have outlived the world.
         eventually(Duration::from_secs(1), "a master", || async {
             Some(redis.master().await)

@@ -37,7 +37,7 @@ fn a_rolling_restart_of_every_process_loses_nothing() {
         }
         let pushed = pushers.stop().await;
         let accepted = pushed.accepted.clone();
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         let latencies = latencies(&bots, &accepted);
         let calm = latencies
             .iter()

@@ -34,7 +34,7 @@ fn a_killed_push_service_or_worker_loses_nothing_while_another_one_goes_on() {
             world.start_worker(victim);
         }
         let pushed = pushers.stop().await;
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         assert_eq!(bots.lost(), 0, "devices have nothing to do with it");
         world.finish().await;
     });
@@ -85,7 +85,7 @@ fn a_push_whose_service_died_before_it_told_the_node_arrives_without_a_reconnect
         world.start_service(0);
         world.start_service(1);
         let pushed = pushers.stop().await;
-        settle(NAME, &world, &mut bots, pushed, None).await;
+        settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         assert_eq!(bots.lost(), 0, "nobody had to reconnect");
         world.finish().await;
     });

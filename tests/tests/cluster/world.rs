@@ -40,7 +40,14 @@ impl Addresses {
         self.0.lock().unwrap()[at]
     }
 
-    fn set(&self, at: usize, address: Option<SocketAddr>) {
+    /// Of one process.
+    pub(crate) fn one(address: SocketAddr) -> Self {
+        let addresses = Self::default();
+        addresses.set(0, Some(address));
+        addresses
+    }
+
+    pub(crate) fn set(&self, at: usize, address: Option<SocketAddr>) {
         let mut all = self.0.lock().unwrap();
         if all.len() <= at {
             all.resize(at + 1, None);
@@ -80,6 +87,15 @@ pub(crate) struct World {
     config: String,
     log: Log,
     work: TempDir,
+}
+
+/// Who can say what became of a message.
+#[derive(Debug)]
+pub(crate) struct Witness<'a> {
+    /// A push service.
+    pub(crate) api: Api,
+    /// What devices say goes there.
+    pub(crate) backend: &'a Backend,
 }
 
 /// How a [`World`] is made.
@@ -128,15 +144,7 @@ impl World {
         if let Some(section) = shape.redis_section {
             stores.redis = section;
         }
-        let config = format!(
-            "{}\n[mqtt]\nconnects_per_second = 0\nhalf_open_max = 0\n\
-             [mqtt.per_address]\nconnects_per_second = 0\nhalf_open_max = 0\nexempt = [\"127.0.0.0/8\"]\n\
-             [mqtt.flapping]\nclient_connects = 0\naddress_connects = 0\n\
-             [[upstream.rules]]\nname = \"all\"\nfilter = \"up/#\"\nurl = \"{}\"\nconcurrency = 32\n\
-             retry = {{ attempts = 1000, initial = \"50ms\", max = \"1s\" }}\n",
-            shape.config,
-            backend.url("/{client_id}"),
-        );
+        let config = config(&shape.config, &backend);
         let of_node = |at: usize| {
             let mut stores = stores.clone();
             if let Some(proxy) = shape.redis_of_node.get(at) {
@@ -319,6 +327,13 @@ impl World {
         assert_eq!(status.code(), Some(0), "{} after SIGTERM", member.name);
     }
 
+    pub(crate) fn witness(&self) -> Witness<'_> {
+        Witness {
+            api: self.api(),
+            backend: &self.backend,
+        }
+    }
+
     /// The API of a push service that runs.
     pub(crate) fn api(&self) -> Api {
         let (_, address) = self
@@ -383,6 +398,19 @@ impl Drop for World {
             }
         }
     }
+}
+
+/// What every process is configured with: no limits on how often devices come, and a backend that is asked again soon.
+pub(crate) fn config(more: &str, backend: &Backend) -> String {
+    format!(
+        "{}\n[mqtt]\nconnects_per_second = 0\nhalf_open_max = 0\n\
+         [mqtt.per_address]\nconnects_per_second = 0\nhalf_open_max = 0\nexempt = [\"127.0.0.0/8\"]\n\
+         [mqtt.flapping]\nclient_connects = 0\naddress_connects = 0\n\
+         [[upstream.rules]]\nname = \"all\"\nfilter = \"up/#\"\nurl = \"{}\"\nconcurrency = 32\n\
+         retry = {{ attempts = 1000, initial = \"50ms\", max = \"1s\" }}\n",
+        more,
+        backend.url("/{client_id}"),
+    )
 }
 
 /// The one RabbitMQ of the tests that do not harm it.
