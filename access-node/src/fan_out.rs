@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use moorline_mqtt::{EncodedPublish, Publish, QoS, TopicName, Version};
+use moorline_mqtt::{EncodedPublish, Publish, QoS, SubscriptionOptions, TopicName, Version};
 use moorline_router::ClientId;
 use smallvec::SmallVec;
 
 use crate::node::Node;
 use crate::session::Session;
-use crate::subscriptions::Subscriber;
+use crate::subscriptions::{Subscriber, Subscriptions};
 
 /// One session and the subscriptions of it that match.
-pub(crate) struct Match {
-    pub(crate) subscriber: Subscriber<Session>,
+pub(crate) struct Match<S = Session> {
+    pub(crate) subscriber: Subscriber<S>,
     pub(crate) subscription_ids: SmallVec<[u32; 1]>,
 }
 
@@ -23,22 +23,32 @@ pub(crate) fn find_matches(
     topic: &TopicName,
     from: Option<&ClientId>,
 ) -> SmallVec<[Match; 4]> {
-    let mut matches: SmallVec<[Match; 4]> = SmallVec::new();
-    node.subscriptions
-        .for_each_match(topic.as_str(), |subscriber| {
-            if subscriber.options.no_local && from == Some(&subscriber.session.client) {
-                return;
-            }
-            let id = subscriber.subscription_id;
-            matches.push(Match {
-                subscriber: subscriber.duplicate(),
-                subscription_ids: if id > 0 {
-                    SmallVec::from_elem(id, 1)
-                } else {
-                    SmallVec::new()
-                },
-            });
+    matches_of(&node.subscriptions, topic.as_str(), |options, session| {
+        !(options.no_local && from == Some(&session.client))
+    })
+}
+
+/// The same of any index; `hears` leaves subscriptions out.
+pub(crate) fn matches_of<S>(
+    index: &Subscriptions<S>,
+    topic: &str,
+    hears: impl Fn(&SubscriptionOptions, &S) -> bool,
+) -> SmallVec<[Match<S>; 4]> {
+    let mut matches: SmallVec<[Match<S>; 4]> = SmallVec::new();
+    index.for_each_match(topic, |subscriber| {
+        if !hears(&subscriber.options, &subscriber.session) {
+            return;
+        }
+        let id = subscriber.subscription_id;
+        matches.push(Match {
+            subscriber: subscriber.duplicate(),
+            subscription_ids: if id > 0 {
+                SmallVec::from_elem(id, 1)
+            } else {
+                SmallVec::new()
+            },
         });
+    });
     if matches.len() > 1 {
         matches.sort_by_key(|found| Arc::as_ptr(&found.subscriber.session).addr());
         matches.dedup_by(|next, kept| {

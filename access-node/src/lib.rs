@@ -83,7 +83,9 @@ pub use peer::ListenerSettings;
 
 use crate::auth::Auth;
 use crate::close_reason::CloseReason;
-use crate::cluster::{Peers, comparison, departure, forward, holdings, lease, retained_changes};
+use crate::cluster::{
+    Peers, comparison, departure, exchange, forward, groups, holdings, lease, retained_changes,
+};
 use crate::listener::Listener;
 use crate::local_nodes::LocalNodes;
 use crate::node::Node;
@@ -167,6 +169,8 @@ impl AccessNode {
             tasks.spawn(holdings::run(Arc::clone(&node)));
             tasks.spawn(forward::run(Arc::clone(&node)));
             tasks.spawn(retained_changes::run(Arc::clone(&node)));
+            tasks.spawn_on(exchange::run(Arc::clone(&node)), first);
+            tasks.spawn(groups::run(Arc::clone(&node)));
         } else {
             tasks.spawn_on(timers::run(Arc::clone(&node)), first);
             tasks.spawn_on(Arc::clone(&node).keep_lease(), first);

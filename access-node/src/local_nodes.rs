@@ -11,7 +11,7 @@ use moorline_router::{
 
 use crate::bans;
 use crate::close_reason::CloseReason;
-use crate::cluster::connecting;
+use crate::cluster::{connecting, publications};
 use crate::node::Node;
 use crate::outbound::{Corked, deliver};
 
@@ -63,9 +63,13 @@ impl Nodes for LocalNodes {
         }
     }
 
-    async fn session_changed(&self, _: &NodeId, _: &ClientId) -> Result<(), StoreError> {
+    async fn session_changed(&self, node: &NodeId, client: &ClientId) -> Result<(), StoreError> {
+        if *node != self.0.id {
+            let cause = format!("{node} is not this node");
+            return Err(StoreError::Unavailable(cause));
+        }
         // The one node of a machine sees every subscription where it is made.
-        Ok(())
+        publications::changed(&self.0, client).await
     }
 
     async fn bans(
@@ -118,7 +122,8 @@ impl Nodes for LocalNodes {
             durable.await?;
         }
         Ok(Published {
-            matched: Some(routed.matched),
+            // Others know of theirs.
+            matched: self.0.cluster.is_none().then_some(routed.matched),
         })
     }
 }

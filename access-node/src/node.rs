@@ -129,20 +129,28 @@ impl Node {
         filter: &TopicFilter,
         subscriber: Subscriber<Session>,
     ) -> bool {
-        if filter.share().is_some() {
+        let is_new = if filter.share().is_some() {
             self.shared.add(key, filter, subscriber)
         } else {
             self.subscriptions.add(key, filter, subscriber)
+        };
+        if let (true, Some(cluster)) = (is_new, &self.cluster) {
+            cluster.exchange.added(self, filter);
         }
+        is_new
     }
 
     /// Removes a subscription; says whether the session held it.
     pub(crate) fn unsubscribe(&self, filter: &str, session: &Arc<Session>) -> bool {
-        if SharedSubscriptions::is_shared(filter) {
-            self.shared.remove(filter, session)
-        } else {
-            self.subscriptions.remove(filter, session)
+        let is_shared = SharedSubscriptions::is_shared(filter);
+        let was_held = match is_shared {
+            true => self.shared.remove(filter, session),
+            false => self.subscriptions.remove(filter, session),
+        };
+        if let (true, Some(cluster)) = (was_held, &self.cluster) {
+            cluster.exchange.removed(self, filter, is_shared);
         }
+        was_held
     }
 
     pub(crate) fn is_draining(&self) -> bool {

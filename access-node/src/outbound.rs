@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 use crate::close_reason::CloseReason;
 use crate::node::Node;
 use crate::queue::Queued;
+use crate::redispatch::SharedMessage;
 use crate::refusal::Telling;
 use crate::session::{InFlight, Link, Session, State, Transport};
 use crate::wire::{self, BEHIND, CLOSING, UNSENT};
@@ -305,7 +306,7 @@ impl State {
         &mut self,
         publish: &EncodedPublish,
         expires_at_ms: Option<u64>,
-        shared: Option<Arc<Message>>,
+        shared: Option<Arc<SharedMessage>>,
         node: &Node,
     ) -> DeliveryOutcome {
         let limits = &node.config;
@@ -355,7 +356,7 @@ impl State {
         &mut self,
         publish: &EncodedPublish,
         expires_at_ms: Option<u64>,
-        shared: Option<Arc<Message>>,
+        shared: Option<Arc<SharedMessage>>,
         node: &Node,
     ) {
         let packet_id = self.next_packet_id();

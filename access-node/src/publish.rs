@@ -10,10 +10,11 @@ use futures_util::future::BoxFuture;
 use moorline_mqtt::{Publish, QoS, ReasonCode, TopicName};
 use moorline_router::{
     Append, Appended, ClientId, Delivery, DeliveryOutcome, End, EndReason, Fence, Message,
-    MessageId, Origin, Share, StoreError, UpstreamMessage, unix_ms,
+    MessageId, Origin, Publication, Share, StoreError, UpstreamMessage, unix_ms,
 };
 use smallvec::SmallVec;
 
+use crate::cluster::Membership;
 use crate::cluster::forward::Forwarded;
 use crate::cluster::retained_changes::following;
 use crate::config::Config;
@@ -21,7 +22,7 @@ use crate::fan_out::{FanOut, find_matches};
 use crate::message_parts::{expires_at_ms, id_of, lasting_properties, stable_hash, supplied_id};
 use crate::node::Node;
 use crate::outbound::{Corked, deliver};
-use crate::redispatch;
+use crate::redispatch::{self, SharedMessage};
 use crate::refusal::Refusal;
 use crate::retained::RetainedFull;
 use crate::session::Session;
@@ -74,8 +75,47 @@ pub(crate) fn route(
     if publish.retain {
         routing.retain();
     }
-    let matched = routing.deliver_to_subscribers(from, corked);
+    let matched = match &node.cluster {
+        None => routing.deliver_to_subscribers(from, corked),
+        Some(cluster) => {
+            let here = deliver_here(node, publish, from, corked);
+            routing.publish_to_others(cluster, from);
+            here
+        }
+    };
     routing.into_routed(matched)
+}
+
+/// Hands a publication of whatever node to the connections of this one, in a cluster: to all but persistent sessions that get
+/// it with QoS 1 or 2, which get it through their inboxes, and members of groups. Says how many it went to.
+pub(crate) fn deliver_here(
+    node: &Arc<Node>,
+    publish: &Publish,
+    from: Option<&ClientId>,
+    corked: &mut Corked,
+) -> u64 {
+    let matches = find_matches(node, &publish.topic, from);
+    let mut fan_out = FanOut::new(publish);
+    let expires_at_ms = expires_at_ms(publish, unix_ms());
+    let mut delivered = 0;
+    for found in &matches {
+        let session = &found.subscriber.session;
+        let options = found.subscriber.options;
+        let qos = publish.qos.min(options.qos);
+        let retain = publish.retain && options.retain_as_published;
+        let mut state = session.lock();
+        if qos > QoS::AtMostOnce && state.keeps_inbox() {
+            continue;
+        }
+        let Some(version) = state.link.as_ref().map(|link| link.version) else {
+            continue;
+        };
+        let encoded = fan_out.encoded(version, qos, retain, &found.subscription_ids);
+        state.deliver_live(&encoded, expires_at_ms, node);
+        corked.add(session, &mut state);
+        delivered += 1;
+    }
+    delivered
 }
 
 /// Why devices may not publish to `topic`, if so.
@@ -185,6 +225,22 @@ impl Routing<'_> {
             .upstream
             .publish_behind(vec![(message, queues)], self.fence);
         self.wait_for(stored);
+    }
+
+    /// What subscribers elsewhere, persistent sessions and groups get.
+    fn publish_to_others(&mut self, cluster: &Membership, from: Option<&ClientId>) {
+        let publication = Publication {
+            id: self.id(),
+            from: from.cloned(),
+            publish: Publish {
+                dup: false,
+                packet_id: None,
+                ..self.publish.clone()
+            },
+            published_at_ms: unix_ms(),
+        };
+        let published = cluster.given.pubsub.publish(publication, self.fence);
+        self.wait_for(published);
     }
 
     /// QoS 0 is never waited for: the write has its place in the order all the same.
@@ -436,7 +492,7 @@ impl Routing<'_> {
             // It may stay for long: it must not hold on to the buffer that it was read from.
             message.topic = message.topic.copied();
             message.payload = bytes::Bytes::copy_from_slice(&message.payload);
-            Arc::new(message)
+            Arc::new(SharedMessage::new(message))
         });
         let retain = self.publish.retain && member.options.retain_as_published;
         let mut state = session.lock();

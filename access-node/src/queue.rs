@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use moorline_mqtt::EncodedPublish;
-use moorline_router::Message;
 
 use crate::config::{Config, QueueOverflow};
+use crate::redispatch::SharedMessage;
 
 /// A message that waits.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(crate) struct Queued {
     /// Unix milliseconds.
     pub(crate) expires_at_ms: Option<u64>,
     /// As another member of the shared subscription would get it.
-    pub(crate) shared: Option<Arc<Message>>,
+    pub(crate) shared: Option<Arc<SharedMessage>>,
 }
 
 /// In the order in which they are sent.

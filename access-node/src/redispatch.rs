@@ -13,12 +13,15 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use moorline_mqtt::{EncodedPublish, PacketId, QoS};
+use moorline_mqtt::{EncodedPublish, PacketId, Publish, QoS};
+use moorline_router::pubsub::Ack;
 use moorline_router::{
-    Append, Appended, ClientId, DeliveryOutcome, End, EndReason, HandedOver, Message, Position,
-    StoreError,
+    Append, Appended, ClientId, DeliveryOutcome, End, EndReason, HandedOver, InboxEntry, Message,
+    Position, Publication, StoreError, unix_ms,
 };
+use parking_lot::Mutex;
 
+use crate::cluster::Membership;
 use crate::node::Node;
 use crate::outbound::{Corked, for_device};
 use crate::queue::Queued;
@@ -32,18 +35,60 @@ pub(crate) const OFFERS_MAX: usize = 16;
 const PAGE_ENTRIES: usize = 128;
 const PAGE_BYTES: usize = 512 * 1024;
 
+/// A message of a shared subscription on its way to a member.
+///
+/// In a cluster it stands in the queue of its group until nobody here has it any more; then it is there no more either.
+#[derive(Debug)]
+pub(crate) struct SharedMessage {
+    message: Message,
+    queued: Mutex<Option<Ack>>,
+}
+
+impl SharedMessage {
+    pub(crate) fn new(message: Message) -> Self {
+        let queued = Mutex::new(None);
+        Self { message, queued }
+    }
+
+    pub(crate) fn from_queue(message: Message, ack: Ack) -> Self {
+        let queued = Mutex::new(Some(ack));
+        Self { message, queued }
+    }
+
+    /// Leaves it to the group's queue, and so to the members of any node; `false` where it is in none.
+    pub(crate) fn give_back(&self) -> bool {
+        self.queued.lock().take().is_some()
+    }
+}
+
+impl std::ops::Deref for SharedMessage {
+    type Target = Message;
+
+    fn deref(&self) -> &Message {
+        &self.message
+    }
+}
+
+impl Drop for SharedMessage {
+    fn drop(&mut self) {
+        if let Some(ack) = self.queued.get_mut().take() {
+            ack.done();
+        }
+    }
+}
+
 /// What a session that is not persistent was given as a member of groups and has not
 /// acknowledged.
 #[derive(Debug, Default)]
 pub(crate) struct SharedDeliveries {
     /// QoS 1 only: QoS 2 in flight goes to nobody else [MQTT-4.8.2-5].
-    in_flight: Vec<(PacketId, Arc<Message>)>,
+    in_flight: Vec<(PacketId, Arc<SharedMessage>)>,
     /// What another member is to get, since the connection has gone.
-    orphans: Vec<Arc<Message>>,
+    orphans: Vec<Arc<SharedMessage>>,
 }
 
 impl SharedDeliveries {
-    pub(crate) fn sent(&mut self, packet_id: PacketId, message: Arc<Message>) {
+    pub(crate) fn sent(&mut self, packet_id: PacketId, message: Arc<SharedMessage>) {
         self.in_flight.push((packet_id, message));
     }
 
@@ -63,7 +108,7 @@ impl SharedDeliveries {
         self.orphans.extend(queued.filter_map(|held| held.shared));
     }
 
-    pub(crate) fn into_orphans(self) -> Vec<Arc<Message>> {
+    pub(crate) fn into_orphans(self) -> Vec<Arc<SharedMessage>> {
         self.orphans
     }
 }
@@ -106,13 +151,18 @@ pub(crate) async fn settle(
         Some(Appended::Repeated { .. }) | None => return Ok(()),
     };
     passed_over.push(session);
-    place(node, Arc::new(message), standing, passed_over).await
+    let message = Arc::new(SharedMessage::new(message));
+    place(node, message, standing, passed_over).await
 }
 
 /// Gives the messages that a connection left behind to other members.
-pub(crate) async fn orphans(node: &Node, orphans: Vec<Arc<Message>>) -> Result<(), StoreError> {
+pub(crate) async fn orphans(
+    node: &Node,
+    orphans: Vec<Arc<SharedMessage>>,
+) -> Result<(), StoreError> {
     let placed = orphans
         .into_iter()
+        .filter(|message| !message.give_back())
         .map(|message| place(node, message, None, PassedOver::new()));
     join_all(placed).await.into_iter().collect()
 }
@@ -130,9 +180,13 @@ pub(crate) async fn from_inbox(node: &Node, client: &ClientId) -> Result<(), Sto
             .entries
             .into_iter()
             .filter(|entry| entry.message.share.is_some());
-        let placed = shared.map(|entry| {
+        let placed = shared.map(|entry| async {
+            if let Some(cluster) = &node.cluster {
+                return return_to_group(node, cluster, client, entry).await;
+            }
             let standing = Some((client.clone(), entry.position));
-            place(node, Arc::new(entry.message), standing, PassedOver::new())
+            let message = Arc::new(SharedMessage::new(entry.message));
+            place(node, message, standing, PassedOver::new()).await
         });
         // Each takes its place in the store's order as it is first polled, which is in order.
         join_all(placed)
@@ -144,6 +198,58 @@ pub(crate) async fn from_inbox(node: &Node, client: &ClientId) -> Result<(), Sto
         }
         after = page.read_to;
     }
+}
+
+/// Puts what waits for an ended session into the queue of its group: its next member may be on any node. First there, then out of
+/// the inbox: a killed process doubles it, under the same id, but does not lose it. What is to come once at most is
+/// taken out first.
+async fn return_to_group(
+    node: &Node,
+    cluster: &Membership,
+    client: &ClientId,
+    entry: InboxEntry,
+) -> Result<(), StoreError> {
+    let inboxes = &node.stores.inboxes;
+    let Some(share) = &entry.message.share else {
+        return Ok(());
+    };
+    let is_once = share.qos == QoS::ExactlyOnce;
+    if is_once && inboxes.hand_over(client, entry.position, None).await? == HandedOver::Gone {
+        return Ok(());
+    }
+    let now_ms = unix_ms();
+    let filter = share.filter.clone();
+    let mut properties = entry.message.properties.clone();
+    if let Some(at_ms) = entry.message.expires_at_ms {
+        let left_s = at_ms.saturating_sub(now_ms).div_ceil(1000);
+        let kept = properties.get_or_insert_default();
+        kept.message_expiry_interval_s = Some(u32::try_from(left_s).unwrap_or(u32::MAX));
+    }
+    if let Some(kept) = &mut properties {
+        kept.subscription_ids.clear();
+    }
+    let publication = Publication {
+        id: entry.message.id.clone(),
+        from: None,
+        publish: Publish {
+            dup: false,
+            qos: share.qos,
+            retain: share.retain,
+            topic: entry.message.topic.clone(),
+            packet_id: None,
+            properties,
+            payload: entry.message.payload.clone(),
+        },
+        published_at_ms: now_ms,
+    };
+    match cluster.given.pubsub.give_back(&filter, publication).await? {
+        true => node.metrics.shared_redispatched.increment(1),
+        false => node.metrics.dropped_no_member.increment(1),
+    }
+    if !is_once {
+        inboxes.hand_over(client, entry.position, None).await?;
+    }
+    Ok(())
 }
 
 /// Tells a member's connection of a new entry; `false` if the session has ended, and the entry is
@@ -163,20 +269,46 @@ fn tell(node: &Node, session: &Arc<Session>, position: Position, message: &Messa
 /// ended; it leaves there in any case.
 async fn place(
     node: &Node,
-    message: Arc<Message>,
+    message: Arc<SharedMessage>,
     mut standing: Option<(ClientId, Position)>,
-    mut passed_over: PassedOver,
+    passed_over: PassedOver,
 ) -> Result<(), StoreError> {
+    if !offer_from(node, &message, &mut standing, passed_over).await? {
+        // Nobody is left, or nobody has room. A session's messages end with it.
+        node.metrics.dropped_no_member.increment(1);
+        end(node, standing);
+    }
+    Ok(())
+}
+
+/// Gives a message that stands in no inbox to a member; says whether one took it.
+pub(crate) async fn offer(node: &Node, message: &Arc<SharedMessage>) -> Result<bool, StoreError> {
+    let mut standing = None;
+    let taken = offer_from(node, message, &mut standing, PassedOver::new()).await;
+    if !matches!(taken, Ok(true)) {
+        end(node, standing);
+    }
+    taken
+}
+
+/// Offers a message to members until one takes it, and says whether one did. Where it stands afterwards, if nobody
+/// did, is in `standing`.
+async fn offer_from(
+    node: &Node,
+    message: &Arc<SharedMessage>,
+    standing: &mut Option<(ClientId, Position)>,
+    mut passed_over: PassedOver,
+) -> Result<bool, StoreError> {
     let inboxes = &node.stores.inboxes;
     let is_once = message
         .share
         .as_ref()
         .is_some_and(|share| share.qos == QoS::ExactlyOnce);
     for _ in 0..OFFERS_MAX {
-        let Some(member) = choose(node, &message, &passed_over) else {
+        let Some(member) = choose(node, message, &passed_over) else {
             break;
         };
-        let own = for_member(&message, &member);
+        let own = for_member(message, &member);
         let session = member.session;
         if own.qos > QoS::AtMostOnce && session.lock().keeps_inbox() {
             let append = Append {
@@ -184,43 +316,41 @@ async fn place(
                 message: own.clone(),
                 fingerprint: None,
             };
-            let appended = match &standing {
+            let appended = match &*standing {
                 None => inboxes.append(vec![append]).await?.pop(),
                 Some((from, position)) => {
                     match inboxes.hand_over(from, *position, Some(append)).await? {
                         HandedOver::Moved(appended) => Some(appended),
-                        HandedOver::Taken | HandedOver::Gone => return Ok(()),
+                        HandedOver::Taken | HandedOver::Gone => return Ok(true),
                     }
                 }
             };
             if let Some(Appended::Stored { position, .. }) = appended {
                 node.metrics.shared_redispatched.increment(1);
-                if tell(node, &session, position, &own) {
-                    return Ok(());
+                // In a cluster the session goes on where it is not in memory.
+                if tell(node, &session, position, &own) || node.cluster.is_some() {
+                    return Ok(true);
                 }
-                standing = Some((session.client.clone(), position));
+                *standing = Some((session.client.clone(), position));
             }
         } else {
-            if let (Some((from, position)), true) = (&standing, is_once) {
+            if let (Some((from, position)), true) = (&*standing, is_once) {
                 // Taken out first: neither a kill between the two nor a delivery that has begun may
                 // give it to two members.
                 if inboxes.hand_over(from, *position, None).await? == HandedOver::Gone {
-                    return Ok(());
+                    return Ok(true);
                 }
-                standing = None;
+                *standing = None;
             }
-            if deliver_live(node, &session, &own, &message) {
+            if deliver_live(node, &session, &own, message) {
                 node.metrics.shared_redispatched.increment(1);
-                end(node, standing);
-                return Ok(());
+                end(node, standing.take());
+                return Ok(true);
             }
         }
         passed_over.push(session);
     }
-    // Nobody is left, or nobody has room. A session's messages end with it.
-    node.metrics.dropped_no_member.increment(1);
-    end(node, standing);
-    Ok(())
+    Ok(false)
 }
 
 fn choose(node: &Node, message: &Message, passed_over: &PassedOver) -> Option<Subscriber<Session>> {
@@ -235,7 +365,7 @@ fn deliver_live(
     node: &Node,
     session: &Arc<Session>,
     own: &Message,
-    message: &Arc<Message>,
+    message: &Arc<SharedMessage>,
 ) -> bool {
     let mut corked = Corked::new();
     let mut state = session.lock();

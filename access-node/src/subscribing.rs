@@ -10,9 +10,11 @@ use moorline_mqtt::{
 };
 
 use crate::close_reason::CloseReason;
+use crate::cluster::exchange::subscriptions_in_force;
 use crate::cluster::until_stored;
 use crate::connection::{Connection, PendingAnswer};
 use crate::inbound::Turn;
+use crate::publish::Durable;
 use crate::refusal::{Refusal, reason_properties};
 use crate::retained_feed::Fed;
 use crate::session::HeldSubscription;
@@ -143,16 +145,26 @@ impl Connection {
             let mut state = self.session.lock();
             changed && state.link_of(self.epoch).is_some() && state.keeps_inbox()
         };
-        if !is_stored {
-            turn.replies.extend_from_slice(&packet);
-            return Ok(());
-        }
-        let (session, epoch) = (Arc::clone(&self.session), self.epoch);
-        let saved = until_stored(&self.node, move |node| {
-            let record = session.lock().record(&session.client);
-            node.stores.sessions.save(epoch, record)
+        let saved = is_stored.then(|| {
+            let (session, epoch) = (Arc::clone(&self.session), self.epoch);
+            until_stored(&self.node, move |node| {
+                let record = session.lock().record(&session.client);
+                node.stores.sessions.save(epoch, record)
+            })
         });
-        self.put_in_line(Some(saved), PendingAnswer::Encoded(packet.freeze()));
+        let saved = match (&self.node.cluster, changed) {
+            (Some(_), true) => {
+                let (node, client) = (Arc::clone(&self.node), self.session.client.clone());
+                Some(Box::pin(subscriptions_in_force(node, client, saved)) as Durable)
+            }
+            _ => saved,
+        };
+        match saved {
+            None => turn.replies.extend_from_slice(&packet),
+            Some(saved) => {
+                self.put_in_line(Some(saved), PendingAnswer::Encoded(packet.freeze()));
+            }
+        }
         Ok(())
     }
 

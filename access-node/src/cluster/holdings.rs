@@ -54,7 +54,9 @@ impl Task {
 impl Holdings {
     /// Whether this node holds `shard` now.
     pub(crate) fn has(&self, shard: u16) -> bool {
-        self.held.lock().contains_key(&shard)
+        let held = self.held.lock();
+        held.get(&shard)
+            .is_some_and(|held| Instant::now() < held.until)
     }
 
     fn all(&self) -> Vec<u16> {

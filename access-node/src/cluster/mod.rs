@@ -6,12 +6,14 @@
 pub(crate) mod comparison;
 pub(crate) mod connecting;
 pub(crate) mod departure;
+pub(crate) mod exchange;
 pub(crate) mod forward;
+pub(crate) mod groups;
 pub(crate) mod holdings;
 pub(crate) mod lease;
 mod link;
 mod peers;
-mod publications;
+pub(crate) mod publications;
 pub(crate) mod retained_changes;
 pub(crate) mod shard;
 
@@ -27,9 +29,11 @@ use moorline_router::{
 use comparison::Comparison;
 use connecting::Connecting;
 use departure::Departures;
+use exchange::Exchange;
 use forward::Forwarding;
 use holdings::Holdings;
 use link::StoreLink;
+use publications::Holders;
 use retained_changes::RetainedReadings;
 
 pub(crate) use peers::Peers;
@@ -82,11 +86,15 @@ pub(crate) struct Membership {
     pub(crate) departures: Departures,
     pub(crate) retained: RetainedReadings,
     pub(crate) forwarding: Forwarding,
+    pub(crate) exchange: Exchange,
+    pub(crate) holders: Holders,
 }
 
 impl Membership {
     pub(crate) fn new(given: Cluster) -> Self {
         Self {
+            exchange: Exchange::new(&*given.pubsub),
+            holders: Holders::default(),
             given,
             link: StoreLink::new(),
             comparison: Comparison::default(),

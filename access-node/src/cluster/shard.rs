@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use moorline_router::{ClientId, DueTimer, Epoch, Route, StoreError, TimerKind};
+use moorline_router::{ClientId, DueTimer, Epoch, Route, SessionRecord, StoreError, TimerKind};
 
 use super::departure::{self, Departure, WillFate};
 use super::{Membership, publications};
@@ -24,6 +24,8 @@ const PAGE: usize = 256;
 const AT_ONCE: usize = 32;
 /// Between two pages: with the page a bound of the rate, 1,024 a second and shard.
 const PAGE_PAUSE: Duration = Duration::from_millis(250);
+/// How long the holder of a shard has to hear of the end of a session.
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How late a timer may be that another node has set, or the end of a lease be noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -121,10 +123,25 @@ async fn expire(
 
 /// Ends what the stores have of a session whose last connection was `epoch`.
 pub(crate) async fn end_stored_session(
-    node: &Node,
+    node: &Arc<Node>,
     client: &ClientId,
     epoch: Epoch,
 ) -> Result<(), StoreError> {
+    // What the holder puts into the inbox afterwards would be there for the session that comes next.
+    let sessions = &node.stores.sessions;
+    if let Some(record) = sessions.load(client).await?
+        && !record.subscriptions.is_empty()
+    {
+        let subscriptions = Vec::new();
+        let unsubscribed = SessionRecord {
+            subscriptions,
+            ..record
+        };
+        sessions.save(epoch, unsubscribed).await?;
+        let told = super::tell_holder(node, client);
+        // Without an answer a few of those may be.
+        let _ = tokio::time::timeout(HOLDER_TIMEOUT, told).await;
+    }
     // The session is forgotten last: what other members are to get is found by its end alone.
     let shared = node.stores.inboxes.end_session(client, Some(epoch)).await?;
     if shared > 0 {

@@ -20,6 +20,7 @@ mod rabbit_away;
 mod redis_away;
 mod rolling;
 mod services_killed;
+mod subscribers;
 
 use moorline_tests::Random;
 

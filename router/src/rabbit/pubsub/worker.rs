@@ -65,14 +65,14 @@ enum Ended {
 /// What went wrong.
 enum Fault {
     /// With the connection, which is given up.
-    Broker(StoreError),
-    /// With the notes; the connection, which others use as well, is good.
-    Registry(StoreError),
+    Connection(StoreError),
+    /// With the queue or the notes; the connection, which others use as well, is good.
+    Other(StoreError),
 }
 
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
-        Self::Broker(error)
+        Self::Connection(error)
     }
 }
 
@@ -90,12 +90,12 @@ pub(super) async fn run(mut source: Source, feed: FeedSource) {
         match ended {
             Ended::Closed => return,
             Ended::Broken(fault) => {
-                let (Fault::Broker(error) | Fault::Registry(error)) = &fault;
+                let (Fault::Connection(error) | Fault::Other(error)) = &fault;
                 if !failing {
                     tracing::warn!(%error, "publications of other nodes are interrupted, trying again");
                     failing = true;
                 }
-                if let Fault::Broker(_) = fault {
+                if let Fault::Connection(_) = fault {
                     // Nothing of the old channel may go out on a new one of the same number.
                     source.link.reset().await;
                 }
@@ -120,8 +120,14 @@ async fn serve(source: &mut Source, feed: &FeedSource, failing: &mut bool) -> En
                 unacknowledged: BTreeSet::new(),
             };
             let ended = reading.run(consumer).await;
-            let _ = answered(reading.channel.close(200, "done".into())).await;
-            ended
+            let closed = answered(reading.channel.close(200, "done".into())).await;
+            match (ended, closed) {
+                // A queue that somebody deleted.
+                (Ended::Broken(Fault::Connection(error)), Ok(())) => {
+                    Ended::Broken(Fault::Other(error))
+                }
+                (ended, _) => ended,
+            }
         }
         Err(fault) => Ended::Broken(fault),
     }
@@ -159,7 +165,7 @@ async fn open(
     };
     if let QueueKind::Noted { registry, .. } = &source.queue {
         let noted = registry.bound(queue.as_str()).await;
-        let mut noted = noted.map_err(Fault::Registry)?;
+        let mut noted = noted.map_err(Fault::Other)?;
         noted.retain(|pattern| !changes.bind.contains(pattern));
         changes.unbind = noted;
     }
@@ -194,7 +200,7 @@ async fn apply(
     };
     if let (Some(registry), false) = (registry, changes.bind.is_empty()) {
         let noted = registry.note_bound(queue.as_str(), &changes.bind).await;
-        noted.map_err(Fault::Registry)?;
+        noted.map_err(Fault::Other)?;
     }
     for pattern in &changes.bind {
         let (queue, exchange) = (queue.clone(), source.exchange.clone());
@@ -215,7 +221,7 @@ async fn apply(
     }
     if let (Some(registry), false) = (registry, changes.unbind.is_empty()) {
         let forgotten = registry.forget_bound(queue.as_str(), &changes.unbind).await;
-        forgotten.map_err(Fault::Registry)?;
+        forgotten.map_err(Fault::Other)?;
     }
     let operations = changes.bind.len() + changes.unbind.len();
     metrics::counter!("moorline_pubsub_binding_changes_total").increment(operations as u64);
