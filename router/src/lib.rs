@@ -32,6 +32,7 @@ pub mod fence;
 pub mod ids;
 pub mod inboxes;
 pub mod message;
+pub mod migrate;
 pub mod nodes;
 pub mod pubsub;
 pub mod rabbit;

@@ -19,6 +19,7 @@ mod config;
 mod directory;
 mod engine;
 mod epochs;
+mod export;
 mod inbox_table;
 mod inbox_writes;
 mod inboxes;

@@ -27,6 +27,7 @@ macro_rules! inbox_script {
 }
 
 static APPEND: Script = inbox_script!("inbox_append.lua");
+static IMPORT: Script = inbox_script!("inbox_import.lua");
 static READ: Script = inbox_script!("inbox_read.lua");
 static SENT: Script = inbox_script!("inbox_sent.lua");
 static RECEIVED: Script = inbox_script!("inbox_received.lua");
@@ -40,8 +41,9 @@ static LISTED: Script = inbox_script!("inbox_listed.lua");
 static RECORD: Script = super::script::script!("receipt_record.lua");
 
 /// Every function of inboxes.
-pub(super) static SCRIPTS: [&Script; 12] = [
+pub(super) static SCRIPTS: [&Script; 13] = [
     &APPEND,
+    &IMPORT,
     &READ,
     &SENT,
     &RECEIVED,
@@ -95,35 +97,31 @@ impl InboxCalls {
     }
 
     pub(super) fn append(&self, append: &Append) -> Call {
-        let Append {
-            client,
-            message,
-            fingerprint,
-        } = append;
-        let fingerprint = fingerprint.filter(|_| message.origin == Origin::Push);
-        let origin = match (message.origin, &message.share) {
-            (Origin::Push, _) => 0,
-            (Origin::Session, None) => 1,
-            (Origin::Session, Some(_)) => 2,
-        };
         let policy = match self.limits.inbox.overflow {
             OverflowPolicy::DropOldest => "o",
             OverflowPolicy::DropNew => "n",
             OverflowPolicy::Reject => "r",
         };
+        let client = &append.client;
         let keys = [self.inbox(client), self.keys.client(client, "route")];
-        self.on(&APPEND, &keys)
-            .arg(message.id.as_str())
-            .arg(fingerprint.map_or(String::new(), |number| number.to_string()))
-            .arg(format::message_bytes(message))
-            .arg(message.accepted_at_ms)
-            .arg(message.expires_at_ms.map_or(0, |at| at.max(1)))
-            .arg(origin)
-            .arg(message.qos as u8)
-            .arg(format::message(client.as_str().as_bytes(), message))
+        with_message(self.on(&APPEND, &keys), append)
             .arg(self.limits.inbox.entries_max)
             .arg(self.limits.inbox.bytes_max)
             .arg(policy)
+    }
+
+    /// Takes an entry over from another store.
+    pub(super) fn import(
+        &self,
+        append: &Append,
+        position: Position,
+        sent: bool,
+        received: bool,
+    ) -> Call {
+        with_message(self.call(&IMPORT, &append.client), append)
+            .arg(position_text(position))
+            .arg(u8::from(sent))
+            .arg(u8::from(received))
     }
 
     pub(super) fn read(
@@ -276,4 +274,27 @@ impl InboxCalls {
     pub(super) fn waiting(&self, shard: u16) -> String {
         self.keys.shard(shard, "waiting")
     }
+}
+
+/// The arguments that make an entry.
+fn with_message(call: Call, append: &Append) -> Call {
+    let Append {
+        client,
+        message,
+        fingerprint,
+    } = append;
+    let fingerprint = fingerprint.filter(|_| message.origin == Origin::Push);
+    let origin = match (message.origin, &message.share) {
+        (Origin::Push, _) => 0,
+        (Origin::Session, None) => 1,
+        (Origin::Session, Some(_)) => 2,
+    };
+    call.arg(message.id.as_str())
+        .arg(fingerprint.map_or(String::new(), |number| number.to_string()))
+        .arg(format::message_bytes(message))
+        .arg(message.accepted_at_ms)
+        .arg(message.expires_at_ms.map_or(0, |at| at.max(1)))
+        .arg(origin)
+        .arg(message.qos as u8)
+        .arg(format::message(client.as_str().as_bytes(), message))
 }

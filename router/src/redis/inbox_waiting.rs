@@ -78,7 +78,8 @@ impl InboxParts {
         outcome
     }
 
-    async fn list(&self, client: &ClientId) -> Result<(), StoreError> {
+    /// Lists a client if something waits for it.
+    pub(super) async fn list(&self, client: &ClientId) -> Result<(), StoreError> {
         let waits = self.calls.listed(client);
         let waits = self.link.submit(client.as_str(), waits).await?;
         if answer::number(waits)? == 1 {

@@ -17,6 +17,7 @@ mod config;
 mod finder;
 mod flight;
 mod health;
+mod import;
 mod inbox_answer;
 mod inbox_calls;
 mod inbox_hand_over;
