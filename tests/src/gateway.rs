@@ -11,16 +11,20 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::Api;
 use crate::cluster::{self, Stores};
 use crate::role::{Log, Role};
 use crate::servers::process::bound_to_this_program;
 use crate::waiting::SOON;
+use crate::{Api, amqp};
 
 /// The key that the tests' gateways know.
 pub const API_KEY: &str = "key-of-the-black-box-tests";
+
+/// Where a cluster keeps what no upstream rule takes.
+const DEFAULT_QUEUE: &str = "moorline.upstream";
 
 /// How a gateway is started.
 #[derive(Debug, Clone, Default)]
@@ -263,6 +267,14 @@ impl Gateway {
     /// The HTTP API with the key of the tests.
     pub fn api(&self) -> Api {
         Api::new(self.http, Some(API_KEY))
+    }
+
+    /// Everything that no rule took, once: from `GET /v1/upstream` for `consumer`, in a cluster from the default queue.
+    pub async fn drain_upstream(&self, consumer: &str) -> Vec<Value> {
+        match &self.stores {
+            None => self.api().drain_upstream(consumer).await,
+            Some(stores) => amqp::drain(&stores.rabbit.url, DEFAULT_QUEUE).await,
+        }
     }
 
     /// The process id; in a cluster that of the first access node.

@@ -4,7 +4,7 @@
 //! this order: [`gateway`] (the process), [`api`] (a backend that calls it), [`wire`] and [`device`]
 //! (an MQTT client on a bare socket that does exactly what a test says), [`authority`] and
 //! [`websocket`] (what a socket may be wrapped in), [`backend`] (a server that
-//! the gateway calls), [`others`] (programs that others wrote),
+//! the gateway calls), [`amqp`] (its queues as others see them), [`others`] (programs that others wrote),
 //! [`servers`] (Redis, RabbitMQ, a network that can be cut), [`disk`], [`waiting`], [`random`].
 //!
 //! | variable | meaning |
@@ -18,6 +18,7 @@
     reason = "a test speaks to the person who runs it"
 )]
 
+pub mod amqp;
 pub mod api;
 pub mod authority;
 pub mod backend;

@@ -93,7 +93,7 @@ fn every_upstream_message_with_a_puback_survives_kill_9_in_the_order_of_its_devi
             gateway.kill9();
             publishers = devices.join_all().await;
             gateway.restart().await;
-            for message in gateway.api().drain_upstream("checker").await {
+            for message in gateway.drain_upstream("checker").await {
                 let name = message["client"].as_str().unwrap().to_owned();
                 assert_eq!(message["topic"], format!("up/{name}"));
                 seen.entry(name)
@@ -341,7 +341,7 @@ fn a_qos_2_message_arrives_once_though_the_gateway_is_killed_in_the_middle() {
                 matches!(packet, Packet::PubComp { packet_id: 77, .. }).then_some(())
             })
             .await;
-        let upstream = gateway.api().drain_upstream("checker").await;
+        let upstream = gateway.drain_upstream("checker").await;
         assert_eq!(upstream.len(), 1, "{upstream:?}");
 
         let mut phone = resume(&gateway, V5, "phone").await;

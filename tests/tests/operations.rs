@@ -129,7 +129,6 @@ fn sigterm_under_load_loses_nothing() {
         let pushers = pushers.join_all().await;
         gateway.restart().await;
         let upstream: std::collections::HashSet<String> = gateway
-            .api()
             .drain_upstream("checker")
             .await
             .iter()

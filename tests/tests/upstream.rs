@@ -165,12 +165,12 @@ fn consumers_have_a_cursor_each_that_survives_a_restart() {
         for n in 0..10 {
             car.publish(Publish::new("up/n", 1, n.to_string())).await;
         }
-        assert_eq!(gateway.api().drain_upstream("fast").await.len(), 10);
+        assert_eq!(gateway.drain_upstream("fast").await.len(), 10);
         drop(car);
         gateway.kill9();
         gateway.restart().await;
-        assert_eq!(gateway.api().drain_upstream("fast").await.len(), 0);
-        assert_eq!(gateway.api().drain_upstream("slow").await.len(), 10);
+        assert_eq!(gateway.drain_upstream("fast").await.len(), 0);
+        assert_eq!(gateway.drain_upstream("slow").await.len(), 10);
         gateway.finish().await;
     });
 }
@@ -245,13 +245,10 @@ fn upstream_topics_reach_ordinary_subscribers_too() {
         let mut car = Device::clean(gateway.mqtt(), V3, "car").await;
         car.publish(Publish::new("up/x", 1, "both")).await;
         assert_eq!(listener.take().await.text(), "both");
-        assert_eq!(
-            payloads(&gateway.api().drain_upstream("reader").await),
-            ["both"]
-        );
+        assert_eq!(payloads(&gateway.drain_upstream("reader").await), ["both"]);
         // And what is elsewhere does not go upstream.
         car.publish(Publish::new("uptime/x", 1, "no")).await;
-        assert!(gateway.api().drain_upstream("reader").await.is_empty());
+        assert!(gateway.drain_upstream("reader").await.is_empty());
         gateway.finish().await;
     });
 }
@@ -298,7 +295,7 @@ fn a_rule_sends_each_message_to_its_backend_as_it_was() {
         // What no rule takes stays for consumers.
         car.publish(Publish::new("up/other", 1, "default")).await;
         assert_eq!(
-            payloads(&gateway.api().drain_upstream("reader").await),
+            payloads(&gateway.drain_upstream("reader").await),
             ["default"]
         );
         assert_eq!(backend.calls().len(), 1);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use moorline_tests::amqp::Listener;
 use moorline_tests::device::{Arrived, Device};
 use moorline_tests::servers::{MASTER_NAME, Sentinels};
 use moorline_tests::wire::{Packet, V5};
@@ -59,23 +60,44 @@ impl Mourner {
     }
 }
 
+/// What watches that nothing happens which must not.
+struct Watch {
+    mourner: Mourner,
+    events: Listener,
+    epochs: Vec<u64>,
+}
+
 /// Everything that must not have happened while devices stayed.
-async fn check_calm(world: &World, bots: &Bots, before: &[u64], mourner: Mourner) {
+async fn check_calm(world: &World, bots: &Bots, watch: Watch) {
+    let Watch {
+        mourner,
+        mut events,
+        epochs: before,
+    } = watch;
+    for (key, body) in events.take(Duration::from_millis(500)).await {
+        assert_ne!(key, "device.offline", "of a device that never went: {body}");
+    }
     assert_eq!(bots.lost(), 0, "connected devices stay");
     let after = world.epochs(&bots.names).await;
-    for ((name, before), after) in bots.names.iter().zip(before).zip(&after) {
+    for ((name, before), after) in bots.names.iter().zip(&before).zip(&after) {
         assert!(after >= before, "{name}: epoch {after} after {before}");
     }
     mourner.check();
 }
 
-async fn begin(world: &World, random: &mut Random) -> (Bots, Pushers, Mourner, Vec<u64>) {
+async fn begin(world: &World, random: &mut Random) -> (Bots, Pushers, Watch) {
     let bots = Bots::start(BOTS, &world.mqtt, random, WITH_WILLS).await;
+    let events = Listener::of(&world.stores.rabbit.url, "moorline.events").await;
     let mourner = Mourner::start(world).await;
     let epochs = world.epochs(&bots.names).await;
     let pushers = Pushers::start(&bots.names, &world.http, random, PAUSE);
     pushers.await_more(BOTS, Duration::from_secs(60)).await;
-    (bots, pushers, mourner, epochs)
+    let watch = Watch {
+        mourner,
+        events,
+        epochs,
+    };
+    (bots, pushers, watch)
 }
 
 #[test]
@@ -83,7 +105,7 @@ fn a_restart_of_redis_loses_nothing_and_disconnects_nobody() {
     const NAME: &str = "redis restarts";
     super::rounds(NAME, async |mut random| {
         let mut world = World::start(Shape::default()).await;
-        let (mut bots, pushers, mourner, epochs) = begin(&world, &mut random).await;
+        let (mut bots, pushers, watch) = begin(&world, &mut random).await;
         for _ in 0..2 {
             tokio::time::sleep(random.millis(200, 1500)).await;
             world.redis().kill9();
@@ -92,7 +114,7 @@ fn a_restart_of_redis_loses_nothing_and_disconnects_nobody() {
             pushers.await_more(BOTS, Duration::from_secs(60)).await;
         }
         let pushed = pushers.stop().await;
-        check_calm(&world, &bots, &epochs, mourner).await;
+        check_calm(&world, &bots, watch).await;
         settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         world.finish().await;
     });
@@ -103,14 +125,14 @@ fn after_a_flush_of_redis_everything_accepted_since_arrives() {
     const NAME: &str = "redis is flushed";
     super::rounds(NAME, async |mut random| {
         let mut world = World::start(Shape::default()).await;
-        let (mut bots, pushers, mourner, epochs) = begin(&world, &mut random).await;
+        let (mut bots, pushers, watch) = begin(&world, &mut random).await;
         tokio::time::sleep(random.millis(200, 1500)).await;
         world.redis().flush().await;
         let flushed = Instant::now();
         pushers.await_more(2 * BOTS, Duration::from_secs(60)).await;
         let pushed = pushers.stop().await;
         // Routes are written again by themselves.
-        check_calm(&world, &bots, &epochs, mourner).await;
+        check_calm(&world, &bots, watch).await;
         settle(NAME, &world.witness(), &mut bots, pushed, Some(flushed)).await;
         world.finish().await;
     });
@@ -121,7 +143,7 @@ fn a_redis_frozen_for_longer_than_a_lease_ends_no_session() {
     const NAME: &str = "redis is frozen";
     super::rounds(NAME, async |mut random| {
         let mut world = World::start(Shape::default()).await;
-        let (mut bots, pushers, mourner, epochs) = begin(&world, &mut random).await;
+        let (mut bots, pushers, watch) = begin(&world, &mut random).await;
         let refused = pushers.refused();
         world.redis().freeze();
         let frozen = Instant::now();
@@ -139,7 +161,7 @@ fn a_redis_frozen_for_longer_than_a_lease_ends_no_session() {
         );
         pushers.await_more(BOTS, Duration::from_secs(60)).await;
         let pushed = pushers.stop().await;
-        check_calm(&world, &bots, &epochs, mourner).await;
+        check_calm(&world, &bots, watch).await;
         settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         world.finish().await;
     });
@@ -158,14 +180,14 @@ fn a_failover_of_redis_keeps_what_a_replica_has_confirmed() {
             ..Shape::default()
         })
         .await;
-        let (mut bots, pushers, mourner, epochs) = begin(&world, &mut random).await;
+        let (mut bots, pushers, watch) = begin(&world, &mut random).await;
         tokio::time::sleep(random.millis(200, 1500)).await;
         let started = Instant::now();
         redis.fail_over().await;
         eprintln!("{NAME}: a new master after {:.1?}", started.elapsed());
         pushers.await_more(BOTS, Duration::from_secs(60)).await;
         let pushed = pushers.stop().await;
-        check_calm(&world, &bots, &epochs, mourner).await;
+        check_calm(&world, &bots, watch).await;
         settle(NAME, &world.witness(), &mut bots, pushed, None).await;
         // Whoever reads this list of servers must have outlived the world.
         eventually(Duration::from_secs(1), "a master", || async {
