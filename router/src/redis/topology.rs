@@ -155,8 +155,21 @@ pub(super) struct Cluster {
     refreshed: tokio::sync::Mutex<Option<Instant>>,
 }
 
-/// First and last slot, then the servers, the master first: host, port, and what else there may be.
-type Range = (u16, u16, Vec<redis::Value>);
+/// First and last slot, then the servers, the master first: each host, port, and what else there may be.
+type Range = Vec<redis::Value>;
+
+/// The slots of a range, and where its master is.
+fn read_range(range: Range) -> Option<(u16, u16, Option<String>, u16)> {
+    let mut fields = range.into_iter();
+    let first = redis::from_redis_value(fields.next()?).ok()?;
+    let last = redis::from_redis_value(fields.next()?).ok()?;
+    let master: Vec<redis::Value> = redis::from_redis_value(fields.next()?).ok()?;
+    let mut master = master.into_iter();
+    let host: Option<String> = redis::from_redis_value(master.next()?).ok()?;
+    let port = redis::from_redis_value(master.next()?).ok()?;
+    let host = host.filter(|host| !host.is_empty() && host != "?");
+    Some((first, last, host, port))
+}
 
 const REFRESH_MIN: Duration = Duration::from_millis(100);
 
@@ -228,20 +241,7 @@ impl Cluster {
     /// `asked` is the host that said so: it may not know its own name.
     fn learn(&self, asked: &str, ranges: Vec<Range>) {
         let mut map = vec![None; usize::from(SLOTS)];
-        for (first, last, servers) in ranges {
-            let Some(master) = servers.into_iter().next() else {
-                continue;
-            };
-            let Ok(master) = redis::from_redis_value::<Vec<redis::Value>>(master) else {
-                continue;
-            };
-            let mut fields = master.into_iter();
-            let host = fields.next().map(redis::from_redis_value::<Option<String>>);
-            let port = fields.next().map(redis::from_redis_value::<u16>);
-            let (Some(Ok(host)), Some(Ok(port))) = (host, port) else {
-                continue;
-            };
-            let host = host.filter(|host| !host.is_empty() && host != "?");
+        for (first, last, host, port) in ranges.into_iter().filter_map(read_range) {
             let server = self.at(host.as_deref().unwrap_or(asked), port);
             for slot in first..=last.min(SLOTS - 1) {
                 map[usize::from(slot)] = server.clone();

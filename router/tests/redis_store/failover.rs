@@ -1,0 +1,205 @@
+//! A master dies with SIGKILL while it is written to: what was confirmed is there afterwards, epochs do not go back,
+//! and the store goes on by itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use moorline_router::contract::{eventually, push};
+use moorline_router::redis::{Config, RedisStore};
+use moorline_router::{
+    Append, Appended, ClientId, Epoch, Inboxes, NodeId, Position, Routes, SessionRecord, Sessions,
+};
+use moorline_tests::servers::{RedisCluster, Reply, Sentinels};
+
+use super::support::{client, cluster_config, open, sentinel_config};
+
+const CLIENTS: usize = 12;
+
+/// What one client's writer was told.
+struct Told {
+    client: ClientId,
+    /// Of every claim that was answered, in order.
+    epochs: Vec<Epoch>,
+    /// The number of the last session whose saving was confirmed.
+    session: u32,
+    /// Payloads of every message that was confirmed, in order.
+    messages: Vec<String>,
+    refused: u32,
+}
+
+async fn write(store: Arc<RedisStore>, client: ClientId, stop: Arc<AtomicBool>) -> Told {
+    let node = NodeId::from_text("node");
+    let mut told = Told {
+        client: client.clone(),
+        epochs: Vec::new(),
+        session: 0,
+        messages: Vec::new(),
+        refused: 0,
+    };
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        number += 1;
+        match store.claim(&client, &node).await {
+            Ok(claim) => told.epochs.push(claim.epoch),
+            Err(_) => told.refused += 1,
+        }
+        let epoch = told.epochs.last().copied().unwrap_or(Epoch(0));
+        let session = SessionRecord {
+            client: client.clone(),
+            expiry_interval_s: number,
+            disconnected_at_ms: None,
+            subscriptions: Vec::new(),
+        };
+        match store.save(epoch, session).await {
+            Ok(()) => told.session = number,
+            Err(_) => told.refused += 1,
+        }
+        let append = Append {
+            client: client.clone(),
+            message: push(&number.to_string()),
+            fingerprint: None,
+        };
+        match store.append(vec![append]).await.as_deref() {
+            Ok([Appended::Stored { .. }]) => told.messages.push(number.to_string()),
+            Ok(other) => panic!("not stored: {other:?}"),
+            Err(_) => told.refused += 1,
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    told
+}
+
+async fn check(config: &Config, told: Vec<Told>) {
+    // Another process: nothing that the first one knows helps.
+    let store = open(config);
+    let mut refused = 0;
+    for told in told {
+        let client = &told.client;
+        assert!(
+            told.epochs.windows(2).all(|pair| pair[0] < pair[1]),
+            "epochs of {client} went back: {:?}",
+            told.epochs
+        );
+        let next = store
+            .claim(client, &NodeId::from_text("other"))
+            .await
+            .unwrap();
+        let last = told.epochs.last().copied().unwrap();
+        assert!(next.epoch > last, "the epoch of {client} went back");
+        let session = store.load(client).await.unwrap().unwrap();
+        assert!(
+            session.expiry_interval_s >= told.session,
+            "the session of {client} went back"
+        );
+        let page = store
+            .read(client, Position::START, 100_000, usize::MAX)
+            .await
+            .unwrap();
+        let text = |payload: &[u8]| String::from_utf8(payload.to_vec()).unwrap();
+        let found: Vec<String> = page
+            .entries
+            .iter()
+            .map(|entry| text(&entry.message.payload))
+            .collect();
+        let confirmed: Vec<String> = found
+            .iter()
+            .filter(|text| told.messages.contains(text))
+            .cloned()
+            .collect();
+        assert_eq!(confirmed, told.messages, "messages of {client}");
+        assert!(!told.messages.is_empty() && told.session > 0);
+        refused += told.refused;
+    }
+    println!("{refused} writes were refused or not confirmed");
+}
+
+/// Runs writers, and `fail_over` in the midst of them.
+async fn survives(config: Config, fail_over: impl AsyncFnOnce()) {
+    let store = open(&config);
+    let stop = Arc::new(AtomicBool::new(false));
+    let start = |n| {
+        let client = client(&format!("device-{n}"));
+        tokio::spawn(write(store.clone(), client, stop.clone()))
+    };
+    let writers: Vec<_> = (0..CLIENTS).map(start).collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    fail_over().await;
+    eventually("the store works again", || async {
+        let mut works = true;
+        for n in 0..CLIENTS {
+            works &= store
+                .claim(&client(&format!("other-{n}")), &NodeId::from_text("n"))
+                .await
+                .is_ok();
+        }
+        works
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut told = Vec::new();
+    for writer in writers {
+        told.push(writer.await.unwrap());
+    }
+    check(&config, told).await;
+}
+
+#[tokio::test]
+async fn sentinels_fail_over_and_nothing_confirmed_is_lost() {
+    let mut sentinels = Sentinels::start().await;
+    let config = sentinel_config(&sentinels);
+    survives(config, async || {
+        sentinels.fail_over().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cluster_moves_a_slot_and_fails_over_and_nothing_confirmed_is_lost() {
+    let mut cluster = RedisCluster::start().await;
+    let config = cluster_config(&cluster);
+    let key = format!("{}1:{{device-0}}:route", config.key_prefix);
+    survives(config, async || {
+        move_slot(&cluster, &key).await;
+        let (old, _) = cluster.fail_over(&key).await;
+        // The new master confirms nothing before it has a replica again.
+        cluster.servers[old].restart().await;
+    })
+    .await;
+}
+
+/// Gives the slot of `key` to another master while it is written to, step by step as an operator's tool does.
+async fn move_slot(cluster: &RedisCluster, key: &str) {
+    let from = cluster.master_of(key).await;
+    let to = (0..3).find(|at| *at != from).unwrap();
+    let ask = async |at: usize, words: &[&str]| {
+        let answer = cluster.servers[at].command(words).await;
+        assert!(!matches!(answer, Reply::Error(_)), "{words:?}: {answer:?}");
+        answer.text()
+    };
+    let (from_id, to_id) = (
+        ask(from, &["CLUSTER", "MYID"]).await,
+        ask(to, &["CLUSTER", "MYID"]).await,
+    );
+    let slot = ask(from, &["CLUSTER", "KEYSLOT", key]).await;
+    let set = ["CLUSTER", "SETSLOT", &slot];
+    ask(to, &[&set[..], &["IMPORTING", &from_id]].concat()).await;
+    ask(from, &[&set[..], &["MIGRATING", &to_id]].concat()).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let port = cluster.servers[to].address().port().to_string();
+    loop {
+        let keys = ask(from, &["CLUSTER", "GETKEYSINSLOT", &slot, "100"]).await;
+        if keys.is_empty() {
+            break;
+        }
+        let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+        migrate.extend(keys.lines());
+        ask(from, &migrate).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for at in [to, from, 3 - from - to] {
+        ask(at, &[&set[..], &["NODE", &to_id]].concat()).await;
+    }
+    assert_eq!(cluster.master_of(key).await, to);
+}
