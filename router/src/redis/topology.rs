@@ -37,7 +37,7 @@ pub(super) enum Topology {
     /// One server, or whichever of several the sentinels say.
     One(Arc<Server>),
     /// A cluster.
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 impl Topology {
@@ -81,14 +81,14 @@ impl Topology {
                 let finder = Finder::sentinels(urls, name.clone(), master, dial);
                 Self::One(Server::new(name, finder, timeouts))
             }
-            Mode::Cluster => Self::Cluster(Cluster {
+            Mode::Cluster => Self::Cluster(Box::new(Cluster {
                 seeds: one.into_iter().chain(urls).collect(),
                 dial,
                 timeouts,
                 known: Mutex::default(),
                 map: RwLock::new(vec![None; usize::from(SLOTS)]),
                 refreshed: tokio::sync::Mutex::new(None),
-            }),
+            })),
         })
     }
 
