@@ -18,6 +18,7 @@ const TURNS_PER_SECOND: u32 = 20;
 pub(crate) async fn run(node: &Arc<Node>, per_second: u32, server_reference: Option<&str>) {
     let hasher = RandomState::new();
     let mut asked = 0;
+    let mut turn = 0;
     loop {
         let mut held: Vec<Arc<Session>> = node
             .sessions
@@ -34,9 +35,10 @@ pub(crate) async fn run(node: &Arc<Node>, per_second: u32, server_reference: Opt
         asked += held.len();
         let mut held = held.into_iter().peekable();
         while held.peek().is_some() {
+            turn += 1;
             let now = match per_second {
                 0 => usize::MAX,
-                _ => jittered(&hasher, asked + held.len(), per_second),
+                _ => jittered(&hasher, turn, per_second),
             };
             for session in held.by_ref().take(now) {
                 if let Some(link) = &mut session.lock().link {

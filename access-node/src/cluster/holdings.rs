@@ -19,21 +19,33 @@ use crate::node::{LEASE, LEASE_MS, Node, RENEW_EVERY};
 /// How long the store has to answer for all shards; what is not renewed then is tried again the next time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The shards held, each with the task that serves it.
+/// The shards held: until when nobody else can have them.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
-    held: Mutex<BTreeMap<u16, Held>>,
+    held: Mutex<BTreeMap<u16, Instant>>,
 }
 
-#[derive(Debug)]
-struct Held {
-    /// Until then nobody else can have it.
-    until: Instant,
-    task: Task,
+impl Holdings {
+    /// Whether this node holds `shard` now.
+    pub(crate) fn has(&self, shard: u16) -> bool {
+        let until = self.held.lock().get(&shard).copied();
+        until.is_some_and(|until| until > Instant::now())
+    }
+
+    fn all(&self) -> Vec<u16> {
+        self.held.lock().keys().copied().collect()
+    }
+
+    /// Those whose lease could end before it is looked at again.
+    fn ending(&self) -> Vec<u16> {
+        let soon = Instant::now() + RENEW_EVERY;
+        let held = self.held.lock();
+        let ending = held.iter().filter(|(_, until)| **until <= soon);
+        ending.map(|(shard, _)| *shard).collect()
+    }
 }
 
-/// Stopped when it is dropped.
-#[derive(Debug)]
+/// What serves a shard; stopped when it is dropped.
 struct Task(JoinHandle<()>);
 
 impl Drop for Task {
@@ -42,52 +54,31 @@ impl Drop for Task {
     }
 }
 
-impl Task {
-    /// Resolves when nothing of it runs any more.
-    async fn stop(mut self) {
-        self.0.abort();
-        // Stopped, or ended by itself.
-        let _ = (&mut self.0).await;
-    }
+/// The tasks of the shards held.
+struct Serving {
+    node: Arc<Node>,
+    tasks: BTreeMap<u16, Task>,
 }
 
-impl Holdings {
-    /// Whether this node holds `shard` now.
-    pub(crate) fn has(&self, shard: u16) -> bool {
-        let held = self.held.lock();
-        held.get(&shard)
-            .is_some_and(|held| Instant::now() < held.until)
+impl Serving {
+    fn begin(&mut self, holdings: &Holdings, shard: u16, until: Instant) {
+        holdings.held.lock().insert(shard, until);
+        let node = &self.node;
+        self.tasks.entry(shard).or_insert_with(|| {
+            tracing::debug!(shard, "shard taken");
+            Task(tokio::spawn(shard::run(Arc::clone(node), shard)))
+        });
     }
 
-    fn all(&self) -> Vec<u16> {
-        self.held.lock().keys().copied().collect()
-    }
-
-    async fn stop(&self, shard: u16) {
-        let held = self.held.lock().remove(&shard);
-        if let Some(held) = held {
-            held.task.stop().await;
+    /// Resolves when nothing of it runs any more.
+    async fn end(&mut self, holdings: &Holdings, shard: u16) {
+        holdings.held.lock().remove(&shard);
+        if let Some(mut task) = self.tasks.remove(&shard) {
+            task.0.abort();
+            // Stopped, or ended by itself.
+            let _ = (&mut task.0).await;
             tracing::debug!(shard, "shard given up");
         }
-    }
-
-    fn holds_until(&self, node: &Arc<Node>, shard: u16, until: Instant) {
-        let mut held = self.held.lock();
-        if let Some(held) = held.get_mut(&shard) {
-            held.until = until;
-            return;
-        }
-        tracing::debug!(shard, "shard taken");
-        let task = Task(tokio::spawn(shard::run(Arc::clone(node), shard)));
-        held.insert(shard, Held { until, task });
-    }
-
-    /// Those whose lease could end before it is looked at again.
-    fn ending(&self) -> Vec<u16> {
-        let soon = Instant::now() + RENEW_EVERY;
-        let held = self.held.lock();
-        let ending = held.iter().filter(|(_, held)| held.until <= soon);
-        ending.map(|(shard, _)| *shard).collect()
     }
 }
 
@@ -116,6 +107,10 @@ fn share_of(node: &NodeId, nodes: &[NodeRecord], count: u16) -> Vec<u16> {
 pub(crate) async fn run(node: Arc<Node>) {
     let Some(cluster) = &node.cluster else { return };
     let (holdings, shards) = (&cluster.holdings, &cluster.given.shards);
+    let mut serving = Serving {
+        node: Arc::clone(&node),
+        tasks: BTreeMap::new(),
+    };
     let id = &node.id;
     let mut every = tokio::time::interval(RENEW_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -123,12 +118,13 @@ pub(crate) async fn run(node: Arc<Node>) {
         every.tick().await;
         let nodes = tokio::time::timeout(ANSWER_TIMEOUT, node.stores.routes.nodes()).await;
         if let Ok(Ok(nodes)) = nodes {
-            let wanted = share_of(&node.id, &nodes, shards.count());
+            let wanted = share_of(id, &nodes, shards.count());
             for shard in holdings.all() {
                 if !wanted.contains(&shard) {
-                    holdings.stop(shard).await;
+                    serving.end(holdings, shard).await;
+                    let given_up = shards.let_go(shard, id);
                     // Who comes next waits for the end of the lease where this does not arrive.
-                    let _ = shards.let_go(shard, &node.id).await;
+                    let _ = tokio::time::timeout(ANSWER_TIMEOUT, given_up).await;
                 }
             }
             let asked = wanted.into_iter().map(|shard| async move {
@@ -143,24 +139,24 @@ pub(crate) async fn run(node: Arc<Node>) {
             });
             for (shard, until, held) in join_all(asked).await {
                 match held {
-                    Ok(Ok(true)) => holdings.holds_until(&node, shard, until),
-                    Ok(Ok(false)) => holdings.stop(shard).await,
+                    Ok(Ok(true)) => serving.begin(holdings, shard, until),
+                    Ok(Ok(false)) => serving.end(holdings, shard).await,
                     Ok(Err(_)) | Err(_) => {}
                 }
             }
         }
         for shard in holdings.ending() {
             tracing::warn!(shard, "shard not renewed, it is left to others");
-            holdings.stop(shard).await;
+            serving.end(holdings, shard).await;
         }
     }
 }
 
-/// Gives every shard up, so that others need not wait for the leases to end.
+/// Gives every shard up, so that others need not wait for the leases to end. Nothing serves them any more.
 pub(crate) async fn give_up_all(node: &Node) {
     let Some(cluster) = &node.cluster else { return };
     for shard in cluster.holdings.all() {
-        cluster.holdings.stop(shard).await;
+        cluster.holdings.held.lock().remove(&shard);
         if let Err(error) = cluster.given.shards.let_go(shard, &node.id).await {
             tracing::debug!(shard, %error, "shard not given up");
         }
