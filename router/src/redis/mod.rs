@@ -21,6 +21,8 @@ mod import;
 mod inbox_answer;
 mod inbox_calls;
 mod inbox_hand_over;
+#[cfg(test)]
+mod inbox_lua_tests;
 mod inbox_metrics;
 mod inbox_waiting;
 mod inboxes;

@@ -102,7 +102,7 @@ local function save(n, position, head, message)
     return
   end
   local deadline = 0
-  if n.k == 0 then deadline = math.ceil((n.mx + math.max(ABANDONED, RETENTION)) / HOUR) * HOUR end
+  if n.k == 0 and n.mx > 0 then deadline = math.ceil((n.mx + math.max(ABANDONED, RETENTION)) / HOUR) * HOUR end
   n.touched = n.touched or deadline ~= n.d
   n.d = deadline
   local fields = {}

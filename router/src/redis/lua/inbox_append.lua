@@ -55,6 +55,7 @@ end
 if expires > 0 then
   call('ZADD', EXPIRY, ARGV[7], position)
   n.touched = n.touched or call('ZCARD', EXPIRY) == 1
+  n.mx = math.max(n.mx, now)
 end
 count(n, { bytes = bytes, origin = origin, expires = expires }, 1)
 save(n, position, head, message)

@@ -13,7 +13,10 @@ if origin == 0 then
   forget(n, id)
   call('HSET', MESSAGE, id, cmsgpack.pack({ ARGV[4], position }))
 end
-if expires > 0 then call('ZADD', EXPIRY, ARGV[7], position) end
+if expires > 0 then
+  call('ZADD', EXPIRY, ARGV[7], position)
+  n.mx = math.max(n.mx, now_ms())
+end
 count(n, { bytes = tonumber(ARGV[5]), origin = origin, expires = expires }, 1)
 save(n, position, table.concat({ ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], id }, ' '), ARGV[10])
 return 1
