@@ -65,17 +65,14 @@ end
 -- the session, k: how many keep the inbox from being abandoned (of the session, or never expiring). mx: when the last of
 -- the others expires; d: when Redis forgets the inbox. st: up to where it was sent; s: by whom, oldest first. rb: bytes of
 -- final receipts. w: listed among the waiting. f: it has been told that it is full. v: which run of the server wrote last.
-local NUMBERS, TEXTS = { 'g', 't', 'c', 'b', 'o', 'k', 'mx', 'd', 'rb', 'w', 'f' }, { 'st', 's', 'v' }
 local function load()
-  local n, names = {}, {}
-  for _, name in ipairs(NUMBERS) do names[#names + 1] = name end
-  for _, name in ipairs(TEXTS) do names[#names + 1] = name end
-  local values = call('HMGET', META, unpack(names))
-  for i, name in ipairs(names) do
-    n[name] = values[i] or ''
-    if i <= #NUMBERS then n[name] = tonumber(n[name]) or 0 end
-  end
-  if n.st == '' then n.st = '0-0' end
+  local v = call('HMGET', META, 'g', 't', 'c', 'b', 'o', 'k', 'mx', 'd', 'rb', 'w', 'f', 'st', 's', 'v')
+  local n = {
+    g = tonumber(v[1]) or 0, t = tonumber(v[2]) or 0, c = tonumber(v[3]) or 0, b = tonumber(v[4]) or 0,
+    o = tonumber(v[5]) or 0, k = tonumber(v[6]) or 0, mx = tonumber(v[7]) or 0, d = tonumber(v[8]) or 0,
+    rb = tonumber(v[9]) or 0, w = tonumber(v[10]) or 0, f = tonumber(v[11]) or 0,
+    st = v[12] or '0-0', s = v[13] or '', v = v[14] or '',
+  }
   -- A server that is killed while it writes its log may bring half a transaction back, two starts later.
   if n.c ~= call('XLEN', ENTRIES) then
     n.c, n.b, n.o, n.k = 0, 0, 0, 0
@@ -103,22 +100,17 @@ local function save(n, position, head, message)
   end
   local deadline = 0
   if n.k == 0 and n.mx > 0 then deadline = math.ceil((n.mx + math.max(ABANDONED, RETENTION)) / HOUR) * HOUR end
-  n.touched = n.touched or deadline ~= n.d
-  n.d = deadline
-  local fields = {}
-  for _, name in ipairs(NUMBERS) do
-    fields[#fields + 1] = name
-    fields[#fields + 1] = int(n[name])
-  end
-  for _, name in ipairs(TEXTS) do
-    fields[#fields + 1] = name
-    fields[#fields + 1] = n[name]
-  end
-  call('HSET', META, unpack(fields))
+  n.touched, n.had_deadline, n.d = n.touched or deadline ~= n.d, n.d > 0, deadline
+  call('HSET', META, 'g', int(n.g), 't', n.t, 'c', n.c, 'b', int(n.b), 'o', n.o, 'k', n.k, 'mx', int(n.mx),
+    'd', int(n.d), 'rb', int(n.rb), 'w', n.w, 'f', n.f, 'st', n.st, 's', n.s, 'v', n.v)
   if position then call('XADD', ENTRIES, position, 'h', head, 'm', message) end
   if not n.touched then return end
-  for _, key in ipairs({ ENTRIES, META, EXPIRY, RECEIVED, MESSAGE, FINAL }) do
-    if deadline > 0 then call('PEXPIREAT', key, int(deadline)) else call('PERSIST', key) end
+  if deadline > 0 then
+    for _, key in ipairs({ ENTRIES, META, EXPIRY, RECEIVED, MESSAGE, FINAL }) do call('PEXPIREAT', key, int(deadline)) end
+  else
+    for _, key in ipairs(n.had_deadline and { ENTRIES, META, EXPIRY, RECEIVED, MESSAGE, FINAL } or { META, MESSAGE, FINAL }) do
+      call('PERSIST', key)
+    end
   end
 end
 
