@@ -4,7 +4,7 @@
 //! does not know the script) goes out again, in the order in which it was called, until the time is up. What may
 //! have been done does not: the caller is told so, and everything that is called here is fenced or idempotent.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -65,6 +65,23 @@ struct Pending<'c> {
     call: &'c Call,
     ask: Option<Arc<Server>>,
 }
+
+/// Follows a cluster while one of its servers is away: others get its slots, and nobody waits for it that long.
+pub(super) async fn follow(servers: Weak<Servers>) {
+    loop {
+        tokio::time::sleep(FOLLOW_EVERY).await;
+        let Some(servers) = servers.upgrade() else {
+            return;
+        };
+        let is_down = |server: &Arc<Server>| server.writes.is_down() || server.reads.is_down();
+        if servers.topology.servers().iter().any(is_down) {
+            // Whoever calls the next time finds out what is wrong.
+            let _ = servers.topology.refresh().await;
+        }
+    }
+}
+
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 
 impl Servers {
     /// Makes every call; answers are in the order of `calls`.
@@ -163,14 +180,10 @@ impl Servers {
         let mut connected = match port.get().await {
             Ok(connected) => connected,
             Err(error) => {
+                // A cluster may have given the slots of a dead server to another one by now.
                 let cure = match port.is_down_for_long() {
                     true => Cure::None,
                     false => Cure::Refresh,
-                };
-                // A cluster may have given the slots of a dead server to another one by now.
-                let cure = match &self.topology {
-                    Topology::Cluster(_) => Cure::Refresh,
-                    Topology::One(_) => cure,
                 };
                 let refused = |_: &Pending<'_>| Outcome::Refused {
                     why: format!("{}: {error}", server.name),

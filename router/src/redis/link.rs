@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::future::{BoxFuture, join_all};
 use redis::Value;
 
-use super::config::Config;
-use super::flight::{Servers, Way};
+use super::config::{Config, Mode};
+use super::flight::{Servers, Way, follow};
 use super::lanes::Lanes;
 use super::port::Timeouts;
 use super::script::Call;
@@ -34,6 +34,9 @@ impl Link {
             wait_replicas: config.wait_replicas,
             wait_timeout: config.wait_timeout,
         });
+        if config.mode == Mode::Cluster {
+            tokio::spawn(follow(Arc::downgrade(&servers)));
+        }
         Ok(Self {
             lanes: Lanes::start(&servers),
             servers,

@@ -146,6 +146,11 @@ impl Port {
         self.state.lock().lost(number, why);
     }
 
+    /// Whether there is no connection that was there, or was tried for.
+    pub(super) fn is_down(&self) -> bool {
+        self.state.lock().down.is_some()
+    }
+
     /// Whether there has been no connection for longer than anybody waits for an answer.
     pub(super) fn is_down_for_long(&self) -> bool {
         let state = self.state.lock();
@@ -213,9 +218,16 @@ impl Port {
         if let Some(earlier) = earlier.filter(|earlier| earlier.run == identity.run) {
             let mut end = redis::cmd("CLIENT");
             end.arg("KILL").arg("ID").arg(earlier.client);
-            end.query_async::<Value>(&mut connection)
-                .await
-                .map_err(text)?;
+            match end.query_async::<Value>(&mut connection).await {
+                Err(error) if error.is_unrecoverable_error() || error.is_timeout() => {
+                    return Err(error.to_string());
+                }
+                // Without the right to do so there is order all the same, but for what a frozen server finds when it goes on.
+                Err(error) => {
+                    tracing::warn!(%error, "an earlier connection to redis cannot be ended")
+                }
+                Ok(_) => {}
+            }
         }
         Ok((connection, identity))
     }

@@ -1,10 +1,12 @@
 //! A master dies with SIGKILL while it is written to: what was confirmed is there afterwards, epochs do not go back,
 //! and the store goes on by itself.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use moorline_mqtt::PacketId;
 use moorline_router::contract::{eventually, push};
 use moorline_router::redis::{Config, RedisStore};
 use moorline_router::{
@@ -160,13 +162,79 @@ async fn a_cluster_moves_a_slot_and_fails_over_and_nothing_confirmed_is_lost() {
     let mut cluster = RedisCluster::start().await;
     let config = cluster_config(&cluster);
     let key = format!("{}1:{{device-0}}:route", config.key_prefix);
-    survives(config, async || {
+    survives(config.clone(), async || {
         move_slot(&cluster, &key).await;
         let (old, _) = cluster.fail_over(&key).await;
         // The new master confirms nothing before it has a replica again.
         cluster.servers[old].restart().await;
     })
     .await;
+    serves_without_a_part(cluster, config, &key).await;
+}
+
+/// A master and its replica are gone: clients in other slots go on as if nothing were.
+async fn serves_without_a_part(mut cluster: RedisCluster, mut config: Config, key: &str) {
+    config.wait_replicas = 0;
+    config.response_timeout = Duration::from_secs(1);
+    let store = open(&config);
+    let part = cluster.master_of(key).await;
+    let id = cluster.servers[part]
+        .command(&["CLUSTER", "MYID"])
+        .await
+        .text();
+    let replicas = cluster.servers[part]
+        .command(&["CLUSTER", "REPLICAS", &id])
+        .await
+        .text();
+    let mut kept = Vec::new();
+    for n in 0..CLIENTS {
+        let route = format!("{}1:{{device-{n}}}:route", config.key_prefix);
+        if cluster.master_of(&route).await != part {
+            kept.push(client(&format!("device-{n}")));
+        }
+    }
+    assert!(!kept.is_empty());
+    for server in &mut cluster.servers {
+        if replicas.contains(&server.address().to_string()) {
+            server.kill9();
+        }
+    }
+    cluster.servers[part].kill9();
+    let lost = store.load(&client("device-0")).await;
+    assert!(lost.is_err(), "{lost:?}");
+    eventually("nobody waits for what is gone", || async {
+        let (began, gone) = (Instant::now(), client("device-0"));
+        assert!(store.load(&gone).await.is_err());
+        let packet_id = PacketId(NonZeroU16::MIN);
+        assert!(store.release_received(&gone, packet_id).await.is_err());
+        began.elapsed() < Duration::from_millis(200)
+    })
+    .await;
+    let session = |client: &ClientId| SessionRecord {
+        client: client.clone(),
+        expiry_interval_s: 1,
+        disconnected_at_ms: None,
+        subscriptions: Vec::new(),
+    };
+    for _ in 0..5 {
+        let began = Instant::now();
+        // In the same lanes as what is refused.
+        let refused = store.release_received(&client("device-0"), PacketId(NonZeroU16::MIN));
+        for client in &kept {
+            let epoch = Epoch(u64::MAX >> 12);
+            // Its index may be in the part that is gone: then it says so, as fast.
+            let _ = store.save(epoch, session(client)).await;
+            assert!(store.load(client).await.unwrap().is_some());
+            let packet_id = PacketId(NonZeroU16::MIN);
+            store.release_received(client, packet_id).await.unwrap();
+        }
+        assert!(refused.await.is_err());
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            began.elapsed()
+        );
+    }
 }
 
 /// Gives the slot of `key` to another master while it is written to, step by step as an operator's tool does.

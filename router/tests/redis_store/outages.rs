@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use moorline_router::contract::eventually;
 use moorline_router::redis::Config;
 use moorline_router::{Routes, Shards, Standing, StoreError};
+use moorline_tests::Authority;
 use moorline_tests::servers::RedisServer;
+use moorline_tests::servers::process::free_port;
 
 use super::shards::node;
 use super::support::{client, open};
@@ -148,4 +150,60 @@ async fn what_weakens_the_promises_is_said_and_a_dead_server_named() {
     careless.kill9();
     let health = store.health().await;
     assert_eq!(health.reasons.len(), 1, "{health:?}");
+}
+
+#[tokio::test]
+async fn a_server_is_spoken_to_over_tls_by_a_user_with_a_password() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (authority, stranger, port) = (Authority::new(), Authority::new(), free_port());
+    let signed = authority.server("redis");
+    let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let (certificate, key) = (path(&signed.certificate), path(&signed.key));
+    let redis = RedisServer::start_with(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &path(&authority.file()),
+        "--tls-auth-clients",
+        "no",
+        "--user",
+        "gateway",
+        "on",
+        ">secret",
+        "~*",
+        "&*",
+        "+@all",
+    ])
+    .await;
+    let right = Config {
+        url: format!("rediss://gateway:secret@localhost:{port}"),
+        ca_file: Some(authority.file()),
+        ..config(&redis)
+    };
+    let claim = open(&right).claim(&client("device"), &node("n").id).await;
+    assert!(claim.is_ok(), "{claim:?}");
+    let wrong = [
+        Config {
+            url: format!("rediss://gateway:wrong@localhost:{port}"),
+            ..right.clone()
+        },
+        Config {
+            ca_file: Some(stranger.file()),
+            ..right.clone()
+        },
+    ];
+    for config in wrong {
+        let refused = open(&config).claim(&client("device"), &node("n").id).await;
+        assert!(
+            matches!(refused, Err(StoreError::Unavailable(_))),
+            "{refused:?}"
+        );
+        let health = open(&config).health().await;
+        assert_eq!(health.reasons.len(), 1, "{health:?}");
+        assert!(!health.reasons[0].contains("wrong@"), "{health:?}");
+    }
 }
