@@ -100,7 +100,7 @@ pub struct DeadLetter {
 pub trait UpstreamBus: Send + Sync {
     /// Hands each message to each of its queues; resolves when all of them are durable. Takes its
     /// place in the order at once. [`StoreError::Full`] when a queue is at its limit: then nothing
-    /// of the call was stored.
+    /// of the call was stored, or, where each queue is a store of its own, not in that queue.
     fn publish(
         &self,
         messages: Vec<(UpstreamMessage, Vec<QueueName>)>,
@@ -128,7 +128,8 @@ pub trait UpstreamBus: Send + Sync {
         limit: usize,
     ) -> Result<Vec<UpstreamDelivery>, StoreError>;
 
-    /// Settles one delivery; durable on return.
+    /// Settles one delivery; durable on return, but for a bus that may deliver it once more after it lost its connection.
+    /// A position that is not held any more is no error. A dead letter is listed soon after.
     async fn settle(
         &self,
         queue: &QueueName,
@@ -136,6 +137,15 @@ pub trait UpstreamBus: Send + Sync {
         position: Position,
         settlement: Settlement,
     ) -> Result<(), StoreError>;
+
+    /// Gives back what was fetched of a partition and is not settled, so that nothing is held for long while its backend
+    /// fails. The next fetch begins from the beginning.
+    async fn park(&self, _queue: &QueueName, _partition: u16) {}
+
+    /// Whether the partition should go to another worker: then this one settles what it is at and fetches again.
+    fn is_wanted_elsewhere(&self, _queue: &QueueName, _partition: u16) -> bool {
+        false
+    }
 
     /// Dead letters, oldest first, from after the newest one of the message `after`. About `limit`: a
     /// page goes on to the newest letter of the message that it ends with.

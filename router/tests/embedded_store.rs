@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use moorline_router::contract::{client, push, read_all, stored, topic};
 use moorline_router::embedded::{Config, EmbeddedStore, FORMAT_VERSION, Health, OpenError};
 use moorline_router::{
-    Append, Inboxes, MessageId, Position, QueueName, StoreError, UpstreamBus, UpstreamMessage,
-    unix_ms,
+    Append, Inboxes, MessageId, Position, QueueName, Settlement, StoreError, UpstreamBus,
+    UpstreamMessage, unix_ms,
 };
 
 fn config(dir: &Path) -> Config {
@@ -483,4 +483,49 @@ async fn a_damaged_record_is_named_and_never_delivered() {
         other => panic!("{other:?}"),
     }
     assert_eq!(read_all(&*store, &client("other")).await.entries.len(), 1);
+}
+
+#[tokio::test]
+async fn a_call_that_does_not_fit_into_one_queue_is_stored_in_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        upstream_queue_bytes_max: 10_000,
+        upstream_partitions: 1,
+        ..config(dir.path())
+    };
+    let store = EmbeddedStore::open(config).unwrap();
+    let queue = QueueName::new;
+    let large = || upstream(&"x".repeat(3_000));
+    for _ in 0..3 {
+        let call = store.publish(vec![(large(), vec![queue("full")])]);
+        call.await.unwrap();
+    }
+    let both = || {
+        vec![
+            (upstream("small"), vec![queue("other")]),
+            (large(), vec![queue("full")]),
+        ]
+    };
+    let refused = store.publish(both()).await;
+    assert!(matches!(refused, Err(StoreError::Full(_))));
+    let full = queue("full");
+    let page = store.fetch(&full, 0, Position::START, 10).await.unwrap();
+    let dead = Settlement::DeadLetter {
+        reason: "no".into(),
+        attempts: 1,
+    };
+    store
+        .settle(&full, 0, page[0].position, dead)
+        .await
+        .unwrap();
+    assert!(
+        store.publish(both()).await.is_err(),
+        "a dead letter still takes its room"
+    );
+    let done = store.settle(&full, 0, page[1].position, Settlement::Done);
+    done.await.unwrap();
+    store.publish(both()).await.unwrap();
+    let other = queue("other");
+    let page = store.fetch(&other, 0, Position::START, 10).await.unwrap();
+    assert_eq!(page.len(), 1, "nothing of the refused calls was stored");
 }

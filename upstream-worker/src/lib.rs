@@ -10,10 +10,11 @@
 //! ```
 //!
 //! Read in this order: [`config`], `rule` (what a message becomes as a request), `call` (one attempt and what its
-//! end means), `worker` (order, retries, settling).
+//! end means), `breaker` (when no attempts are made), `worker` (order, retries, settling).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod breaker;
 mod call;
 pub mod config;
 mod rule;

@@ -1,17 +1,19 @@
 //! The work on one partition of one rule's queue: in order, one message at a time.
 //!
 //! A message that is tried again holds up its partition and nothing else. The permit that bounds a
-//! backend's concurrency is held during a call, never during a wait.
+//! backend's concurrency is held during a call, never during a wait. While the backend's circuit breaker is open, and where a page
+//! takes long, the partition is parked: what was fetched and is not settled is given back to the bus.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram, histogram};
-use moorline_router::{Position, Settlement, StoreError, UpstreamBus, UpstreamDelivery};
+use moorline_router::{MessageId, Position, Settlement, StoreError, UpstreamBus, UpstreamDelivery};
 use reqwest::Client;
 use tokio::sync::{Semaphore, watch};
 
+use crate::breaker::Breaker;
 use crate::call::{self, Attempt};
 use crate::config::{Config, Retry};
 use crate::rule::Rule;
@@ -20,6 +22,8 @@ use crate::rule::Rule;
 const PAGE: usize = 64;
 /// Wait after the bus failed.
 const BUS_RETRY: Duration = Duration::from_secs(1);
+/// What was fetched is given back after so long: a bus may take what is held for longer for lost.
+const HOLD_MAX: Duration = Duration::from_secs(5 * 60);
 /// How long a call may go on once the worker is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -27,6 +31,7 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 struct Shared {
     rule: Rule,
     permits: Semaphore,
+    breaker: Breaker,
     metrics: Metrics,
 }
 
@@ -64,10 +69,29 @@ pub(crate) struct Partition {
     shared: Arc<Shared>,
     partition: u16,
     stop: watch::Receiver<bool>,
+    /// The message that was tried last, and how often: it stays the first one while its partition is parked.
+    tried: Option<(MessageId, u32)>,
+    /// This partition makes the one call that shows whether the backend is back.
+    probes: bool,
 }
 
 /// The worker was told to stop; what is not settled will be read again.
 struct Stopped;
+
+/// Why a message is not settled.
+enum Pause {
+    Stopped,
+    /// The breaker is open.
+    Broken,
+    /// It is tried again after so long, which is too long to hold it.
+    Long(Duration),
+}
+
+impl From<Stopped> for Pause {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
 
 /// Every partition of every rule.
 pub(crate) fn partitions(
@@ -88,6 +112,7 @@ pub(crate) fn partitions(
         let shared = Arc::new(Shared {
             metrics: Metrics::new(&rule.name),
             permits: Semaphore::new(usize::from(rule.concurrency)),
+            breaker: Breaker::new(rule.retry.initial, rule.retry.max, rule.timeout),
             rule: Rule::new(rule)?,
         });
         for partition in 0..bus.partitions(&shared.rule.queue) {
@@ -97,6 +122,8 @@ pub(crate) fn partitions(
                 shared: Arc::clone(&shared),
                 partition,
                 stop: stop.clone(),
+                tried: None,
+                probes: false,
             });
         }
     }
@@ -104,19 +131,55 @@ pub(crate) fn partitions(
 }
 
 impl Partition {
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let mut after = Position::START;
         while let Ok(page) = self.next_page(after).await {
+            let fetched = Instant::now();
             for delivery in page {
-                let Ok(settlement) = self.deliver(&delivery).await else {
-                    return;
+                let settlement = match self.deliver(&delivery, fetched).await {
+                    Ok(settlement) => settlement,
+                    Err(Pause::Stopped) => return,
+                    Err(pause) => {
+                        if self.park(pause).await.is_err() {
+                            return;
+                        }
+                        after = Position::START;
+                        break;
+                    }
                 };
                 let Ok(()) = self.settle(delivery.position, settlement).await else {
                     return;
                 };
                 after = delivery.position;
+                let queue = &self.shared.rule.queue;
+                if fetched.elapsed() > HOLD_MAX {
+                    self.bus.park(queue, self.partition).await;
+                    after = Position::START;
+                    break;
+                }
+                if self.bus.is_wanted_elsewhere(queue, self.partition) {
+                    break;
+                }
             }
         }
+    }
+
+    /// Holds nothing until calls may be made again.
+    async fn park(&mut self, pause: Pause) -> Result<(), Stopped> {
+        let (rule, partition) = (&self.shared.rule.queue, self.partition);
+        self.bus.park(rule, partition).await;
+        tracing::debug!(%rule, partition, "a partition is parked");
+        match pause {
+            Pause::Stopped => return Err(Stopped),
+            Pause::Long(wait) => self.wait(wait).await?,
+            Pause::Broken => {
+                self.probes = tokio::select! {
+                    probes = self.shared.breaker.ready() => probes,
+                    () = self.stopped() => return Err(Stopped),
+                };
+            }
+        }
+        Ok(())
     }
 
     async fn next_page(&self, after: Position) -> Result<Vec<UpstreamDelivery>, Stopped> {
@@ -164,19 +227,31 @@ impl Partition {
     }
 
     /// Calls the backend until it takes the message, refuses it or the attempts are used up.
-    async fn deliver(&self, delivery: &UpstreamDelivery) -> Result<Settlement, Stopped> {
-        let rule = &self.shared.rule;
+    async fn deliver(
+        &mut self,
+        delivery: &UpstreamDelivery,
+        fetched: Instant,
+    ) -> Result<Settlement, Pause> {
+        let shared = Arc::clone(&self.shared);
+        let (rule, breaker) = (&shared.rule, &shared.breaker);
         let message = &delivery.message;
-        let mut attempts = 0;
+        let tried = self.tried.take().filter(|(id, _)| *id == message.id);
+        let mut attempts = tried.map_or(0, |(_, attempts)| attempts);
         let reason = loop {
             let request = match rule.request(message) {
                 Ok(request) => request,
                 Err(reason) => break reason,
             };
+            if !breaker.is_closed() && !std::mem::take(&mut self.probes) {
+                self.tried = Some((message.id.clone(), attempts));
+                return Err(Pause::Broken);
+            }
             attempts += 1;
-            match self.attempt(request).await? {
+            let attempt = self.attempt(request).await?;
+            self.tell_breaker(&attempt);
+            match attempt {
                 Attempt::Done => {
-                    self.shared.metrics.done.increment(1);
+                    shared.metrics.done.increment(1);
                     return Ok(Settlement::Done);
                 }
                 Attempt::Refused(reason) => break reason,
@@ -185,22 +260,37 @@ impl Partition {
                     reason,
                     retry_after,
                 } => {
-                    self.shared.metrics.retried.increment(1);
+                    shared.metrics.retried.increment(1);
                     let wait = backoff(&rule.retry, attempts, retry_after, random_fraction());
                     tracing::debug!(
                         rule = %rule.queue, message_id = %message.id, client_id = %message.client,
                         attempts, reason, wait_ms = wait.as_millis(), "a backend is tried again"
                     );
+                    if fetched.elapsed() + wait > HOLD_MAX {
+                        self.tried = Some((message.id.clone(), attempts));
+                        return Err(Pause::Long(wait));
+                    }
                     self.wait(wait).await?;
                 }
             }
         };
-        self.shared.metrics.dead.increment(1);
+        shared.metrics.dead.increment(1);
         tracing::info!(
             rule = %rule.queue, message_id = %message.id, client_id = %message.client,
             attempts, reason, "an upstream message is a dead letter"
         );
         Ok(Settlement::DeadLetter { reason, attempts })
+    }
+
+    /// A backend that refuses a message is there.
+    fn tell_breaker(&self, attempt: &Attempt) {
+        let breaker = &self.shared.breaker;
+        if !matches!(attempt, Attempt::Retry { .. }) {
+            breaker.succeeded();
+        } else if breaker.failed() {
+            let rule = &self.shared.rule.queue;
+            tracing::warn!(%rule, "a backend fails again and again, it is asked by single calls until it answers");
+        }
     }
 
     async fn attempt(&self, request: reqwest::Request) -> Result<Attempt, Stopped> {

@@ -23,6 +23,8 @@ pub struct Config {
     pub queue_messages_max: u32,
     /// Bytes of payloads that one upstream queue may hold; then publishes are refused.
     pub queue_bytes_max: u64,
+    /// Messages of one upstream queue that a worker takes ahead of those it is done with.
+    pub prefetch: u16,
     /// A connection on which nothing arrived for twice this long is given up. Whole seconds.
     #[serde(with = "crate::duration")]
     pub heartbeat: Duration,
@@ -43,6 +45,7 @@ impl Default for Config {
             partitions: 8,
             queue_messages_max: 1_000_000,
             queue_bytes_max: 1 << 30,
+            prefetch: 64,
             heartbeat: Duration::from_secs(10),
             publish_window: 256,
             publish_bytes_max: 64 << 20,
@@ -101,6 +104,7 @@ impl Config {
         let at_least = [
             ("queue_messages_max", u64::from(self.queue_messages_max), 1),
             ("queue_bytes_max", self.queue_bytes_max, 1_024),
+            ("prefetch", u64::from(self.prefetch), 1),
             ("publish_window", self.publish_window as u64, 1),
             ("publish_bytes_max", self.publish_bytes_max as u64, 1 << 20),
             (

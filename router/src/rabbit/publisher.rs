@@ -14,12 +14,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use lapin::BasicProperties;
-use lapin::types::ShortString;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::oneshot;
 
 use super::lane::{Item, Lane};
 use super::{Config, Link, Topology};
 use crate::{Fence, MessageId, StoreError};
+
+/// All properties of a message go in one frame, of at most 128 KiB.
+const HEADER_BYTES_MAX: usize = 96 << 10;
 
 /// What is published.
 #[derive(Debug, Clone)]
@@ -42,20 +45,30 @@ pub struct Publishing {
 
 impl Publishing {
     /// About the memory it takes, and the bytes that are sent.
-    fn cost(&self) -> usize {
-        let headers = self.properties.headers().as_ref().map_or(0, |headers| {
-            // Names and texts; what else there is, is small.
-            let text = |value: &lapin::types::AMQPValue| match value {
-                lapin::types::AMQPValue::LongString(text) => text.len(),
-                lapin::types::AMQPValue::ByteArray(bytes) => bytes.len(),
-                _ => 64,
-            };
-            let each = |(name, value): (&ShortString, &lapin::types::AMQPValue)| {
-                name.as_str().len() + text(value)
-            };
-            headers.inner().iter().map(each).sum::<usize>()
-        });
+    fn cost(&self, headers: usize) -> usize {
         self.body.len() + headers + 512
+    }
+
+    fn header_bytes(&self) -> usize {
+        let headers = self.properties.headers().as_ref();
+        headers.map_or(0, |headers| table_bytes(headers))
+    }
+}
+
+fn table_bytes(table: &FieldTable) -> usize {
+    let entries = table.inner().iter();
+    entries
+        .map(|(name, value)| name.as_str().len() + 1 + value_bytes(value))
+        .sum()
+}
+
+fn value_bytes(value: &AMQPValue) -> usize {
+    5 + match value {
+        AMQPValue::LongString(text) => text.len(),
+        AMQPValue::ByteArray(bytes) => bytes.len(),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(value_bytes).sum(),
+        AMQPValue::FieldTable(table) => table_bytes(table),
+        _ => 8,
     }
 }
 
@@ -137,7 +150,7 @@ impl Publisher {
     /// ([`Fence::new`] with `false`) its messages go out one by one, because what went out behind a message that is then refused
     /// could not be taken back.
     ///
-    /// [`StoreError::Full`]: a queue is at its limit. [`StoreError::Unavailable`]: too much waits, no queue takes a mandatory
+    /// [`StoreError::Full`]: a queue is at its limit, or the properties are too large for it. [`StoreError::Unavailable`]: too much waits, no queue takes a mandatory
     /// message, or the broker refuses the message itself.
     pub fn publish(
         &self,
@@ -146,7 +159,16 @@ impl Publisher {
         fence: Option<&Fence>,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
         let passed = fence.map_or(Ok(()), Fence::check);
-        let room = match passed.and_then(|()| self.budget.take(publishing.cost())) {
+        let headers = publishing.header_bytes();
+        let fits = || {
+            if headers > HEADER_BYTES_MAX {
+                return Err(StoreError::Full(format!(
+                    "properties of {headers} bytes are more than RabbitMQ takes"
+                )));
+            }
+            self.budget.take(publishing.cost(headers))
+        };
+        let room = match passed.and_then(|()| fits()) {
             Ok(room) => room,
             Err(error) => {
                 if let Some(fence) = fence {

@@ -81,9 +81,20 @@ impl Topology {
         if new.is_empty() {
             return Ok(declared);
         }
+        Self::ensure(link, &new).await?;
+        Ok(declared + new.len())
+    }
+}
+
+impl Topology {
+    /// Declares these, whether they are in a list or not.
+    ///
+    /// # Errors
+    /// When the broker is out of reach or refuses one.
+    pub async fn ensure(link: &Link, declarations: &[Declaration]) -> Result<(), StoreError> {
         // A refusal closes the channel, so that it is one of its own.
         let mut channel = link.channel().await?;
-        for declaration in &new {
+        for declaration in declarations {
             if let Err(error) = declare(&channel, declaration).await {
                 channel = link.channel().await?;
                 accept_existing(&channel, declaration, error).await?;
@@ -91,7 +102,7 @@ impl Topology {
         }
         // It closes by itself; nobody needs to wait for that.
         drop(channel);
-        Ok(declared + new.len())
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod bans;
 mod config;
+mod dead_letters;
 mod finder;
 mod flight;
 mod health;
@@ -66,6 +67,7 @@ use crate::Epoch;
 /// Every script, as each server is given them when it is connected to.
 fn scripts() -> impl Iterator<Item = &'static Script> {
     let all: Vec<&'static [&'static Script]> = vec![
+        &dead_letters::SCRIPTS,
         &inbox_calls::SCRIPTS,
         index::SCRIPTS,
         &queues::SCRIPTS,
