@@ -37,8 +37,8 @@ use worker::{QueueKind, Source};
 const PATTERNS_MAX: usize = 128;
 /// Publications that a feed hands out before it is told what became of them.
 const PREFETCH: u16 = 512;
-/// A group's feed takes little ahead: what one node has taken no other can give to its members.
-const GROUP_PREFETCH: u16 = 32;
+/// A group's feed takes as much as its members may have unacknowledged, but what one node has taken no other can give.
+const GROUP_PREFETCH: u16 = 256;
 /// Publishing connections. A sender has one of them.
 const LANES: usize = 2;
 /// Publications that wait for a node; beyond, the oldest go.
