@@ -295,6 +295,8 @@ async fn a_feed_that_ends_still_acknowledges() {
     assert!(early.is_err(), "acknowledged and delivered again");
 }
 
+const MESSAGES: u32 = 1500;
+
 /// Publishes from before, during and after a restart; nothing that was confirmed to a durable queue is missing.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_confirmed_is_missing_after_the_broker_was_killed() {
@@ -311,7 +313,7 @@ async fn nothing_confirmed_is_missing_after_the_broker_was_killed() {
         tokio::spawn(async move {
             let mut confirmed = Vec::new();
             let mut waiting = std::collections::VecDeque::new();
-            for n in 0..600_u32 {
+            for n in 0..MESSAGES {
                 let text = n.to_string();
                 waiting.push_back((
                     n,
@@ -331,10 +333,11 @@ async fn nothing_confirmed_is_missing_after_the_broker_was_killed() {
             confirmed
         })
     };
-    tokio::time::sleep(Duration::from_millis(800)).await;
+    // A broker that is killed forgets what was declared in its last seconds: nobody has promised anything on that yet.
+    tokio::time::sleep(Duration::from_secs(4)).await;
     rabbit.restart().await;
     let mut first_seen: Vec<u32> = Vec::new();
-    while first_seen.len() < 600 {
+    while first_seen.len() < MESSAGES as usize {
         let delivery = tokio::time::timeout(PATIENCE, shard.next())
             .await
             .unwrap()
@@ -346,7 +349,7 @@ async fn nothing_confirmed_is_missing_after_the_broker_was_killed() {
         }
     }
     let confirmed = publishing.await.unwrap();
-    assert_eq!(confirmed.len(), 600);
+    assert_eq!(confirmed.len(), MESSAGES as usize);
     assert_eq!(first_seen, confirmed, "in the order of publishing");
     // The node's queue is there again, and bound again.
     eventually(PATIENCE, "the node's queue", || async {

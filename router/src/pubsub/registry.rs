@@ -19,8 +19,17 @@ pub struct Group {
 /// The notes.
 #[async_trait]
 pub trait QueueRegistry: Send + Sync {
-    /// Makes `member` one of the group; a group without members begins a new life.
-    async fn join(&self, filter: &str, member: &str) -> Result<Group, StoreError>;
+    /// Makes `member` one of the group. A group without members begins a new life; or goes on with the life `known`, which
+    /// is that of a member who knows of no end: then it is the notes that were lost.
+    async fn join(
+        &self,
+        filter: &str,
+        member: &str,
+        known: Option<u64>,
+    ) -> Result<Group, StoreError>;
+
+    /// Notes a life as ended that nobody is a member of.
+    async fn end(&self, group: &Group) -> Result<(), StoreError>;
 
     /// Takes `member` out; a life that ends so is [`QueueRegistry::ended`].
     async fn leave(&self, filter: &str, member: &str) -> Result<(), StoreError>;

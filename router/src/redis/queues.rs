@@ -32,13 +32,33 @@ impl RedisStore {
 
 #[async_trait]
 impl QueueRegistry for RedisStore {
-    async fn join(&self, filter: &str, member: &str) -> Result<Group, StoreError> {
-        let keys = [self.queues_key("lives"), self.members_key(filter)];
-        let call = Call::script(&JOIN, &keys).arg(filter).arg(member);
+    async fn join(
+        &self,
+        filter: &str,
+        member: &str,
+        known: Option<u64>,
+    ) -> Result<Group, StoreError> {
+        let keys = [
+            self.queues_key("lives"),
+            self.members_key(filter),
+            self.queues_key("ended"),
+        ];
+        let known = known.map_or_else(String::new, |life| life.to_string());
+        let call = Call::script(&JOIN, &keys)
+            .arg(filter)
+            .arg(member)
+            .arg(known);
         Ok(Group {
             filter: filter.into(),
             generation: parse(self.link.submit(TAG, call).await?)?,
         })
+    }
+
+    async fn end(&self, group: &Group) -> Result<(), StoreError> {
+        let call = Call::command("HSET", &self.queues_key("ended"))
+            .arg(group.generation)
+            .arg(&*group.filter);
+        self.link.submit(TAG, call).await.map(drop)
     }
 
     async fn leave(&self, filter: &str, member: &str) -> Result<(), StoreError> {
@@ -121,8 +141,8 @@ mod tests {
         let fixture = Fixture::start();
         let store = &fixture.store;
         let filter = "$share/g/a/{b}/+";
-        let first = store.join(filter, "node:a").await.unwrap();
-        assert_eq!(store.join(filter, "shard:3").await.unwrap(), first);
+        let first = store.join(filter, "node:a", None).await.unwrap();
+        assert_eq!(store.join(filter, "shard:3", Some(7)).await.unwrap(), first);
         assert_eq!(store.group(filter).await.unwrap(), Some(first.clone()));
         let (group, mut members) = store.groups().await.unwrap().remove(0);
         members.sort_unstable();
@@ -135,12 +155,18 @@ mod tests {
         store.leave(filter, "shard:3").await.unwrap();
         assert_eq!(store.ended().await.unwrap(), [first.clone()]);
         assert_eq!(store.group(filter).await.unwrap(), None);
-        let second = store.join(filter, "node:b").await.unwrap();
+        let second = store.join(filter, "node:b", None).await.unwrap();
         assert!(second.generation > first.generation);
         store.forget(&first).await.unwrap();
         assert!(store.ended().await.unwrap().is_empty());
         store.leave("$share/none/x", "node:b").await.unwrap();
         assert!(store.ended().await.unwrap().is_empty());
+        // The notes are lost, but not with the members.
+        fixture.command("FLUSHALL", &[]).await;
+        let known = Some(second.generation);
+        assert_eq!(store.join(filter, "node:b", known).await.unwrap(), second);
+        store.end(&first).await.unwrap();
+        assert_eq!(store.ended().await.unwrap(), [first]);
     }
 
     #[tokio::test]

@@ -243,8 +243,14 @@ impl PubSub for RabbitPubSub {
     }
 
     async fn join_group(&self, group: &str, member: &GroupMember) -> Result<Group, StoreError> {
-        let joined = self.registry.join(group, &member.to_string()).await?;
         let known = self.declared.lock().get(group).copied();
+        let joined = self.registry.join(group, &member.to_string(), known);
+        let joined = joined.await?;
+        if let Some(generation) = known.filter(|known| *known != joined.generation) {
+            // The notes were lost, and somebody who did not know of this life was first to begin another.
+            let filter = group.into();
+            self.registry.end(&Group { filter, generation }).await?;
+        }
         if known != Some(joined.generation) {
             let topology = self.group_topology(&joined);
             topology.declare(&self.consume_link, 0).await?;
