@@ -244,8 +244,8 @@ impl PubSub for RabbitPubSub {
 
     async fn join_group(&self, group: &str, member: &GroupMember) -> Result<Group, StoreError> {
         let known = self.declared.lock().get(group).copied();
-        let joined = self.registry.join(group, &member.to_string(), known);
-        let joined = joined.await?;
+        let name = member.to_string();
+        let joined = self.registry.join(group, &name, known).await?;
         if let Some(generation) = known.filter(|known| *known != joined.generation) {
             // The notes were lost, and somebody who did not know of this life was first to begin another.
             let filter = group.into();
