@@ -337,4 +337,33 @@ mod tests {
         retained.remove(&name("b"), || ());
         assert_eq!(put("c", 2, 10), Ok(()));
     }
+
+    #[test]
+    fn what_others_changed_is_taken_over_but_not_over_what_is_newer_here() {
+        let retained = RetainedMessages::default();
+        for topic in ["a", "b", "own"] {
+            put(&retained, message(topic, None), limits(10, 1000)).unwrap();
+        }
+        let changes = |complete, topics: &[(&'static str, bool)]| RetainedChanges {
+            version: moorline_router::RetainedVersion::default(),
+            complete,
+            topics: topics
+                .iter()
+                .map(|(topic, there)| {
+                    let kept = there.then(|| Message::clone(&message(topic, None)));
+                    (TopicName::from_static(topic), kept)
+                })
+                .collect(),
+        };
+        let is_own = |topic: &str| topic == "own";
+        assert!(!retained.take_over(changes(false, &[("b", false), ("c", true)]), is_own));
+        assert_eq!(topics(&retained, "#", 9), ["a", "c", "own"]);
+        assert!(retained.take_over(changes(false, &[("own", false)]), is_own));
+        assert!(retained.take_over(changes(true, &[("d", true)]), is_own));
+        assert_eq!(topics(&retained, "#", 9), ["d", "own"]);
+        assert!(!retained.take_over(changes(true, &[]), |_| false));
+        assert_eq!(topics(&retained, "#", 9), [""; 0]);
+        // Every byte was given back.
+        put(&retained, message("a", None), limits(1, 5)).unwrap();
+    }
 }
