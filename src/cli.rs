@@ -42,6 +42,12 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// Run the gateway: every role in one process (the default)
     Serve,
+    /// Run one of several access nodes, which hold devices; on Redis and RabbitMQ
+    AccessNode,
+    /// Run one of several push services, which answer backends; on Redis and RabbitMQ
+    PushService,
+    /// Run one of several upstream workers, which hand what devices send to backends; on Redis and RabbitMQ
+    UpstreamWorker,
     /// Be a device on the terminal: print what arrives, send lines upstream
     Device(DeviceOptions),
     /// Add or change a user of the password file, or remove one

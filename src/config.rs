@@ -13,7 +13,7 @@ use moorline_access_node::{AclConfig, AuthConfig, ListenerConfig, ListenerSettin
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-pub(crate) use self::cluster::{ClusterConfig, DrainConfig};
+use self::cluster::ClusterConfig;
 use crate::cli::Options;
 
 /// Every key of the gateway.
@@ -32,6 +32,7 @@ pub(crate) struct Config {
     pub(crate) http: moorline_push_service::Config,
     pub(crate) store: moorline_router::embedded::Config,
     pub(crate) upstream: moorline_upstream_worker::Config,
+    pub(crate) redis: moorline_router::redis::Config,
     pub(crate) rabbitmq: moorline_router::rabbit::Config,
     pub(crate) cluster: ClusterConfig,
 }
@@ -118,6 +119,7 @@ impl Default for Config {
             http: moorline_push_service::Config::default(),
             store: moorline_router::embedded::Config::default(),
             upstream: moorline_upstream_worker::Config::default(),
+            redis: moorline_router::redis::Config::default(),
             rabbitmq: moorline_router::rabbit::Config::default(),
             cluster: ClusterConfig::default(),
         }
@@ -237,6 +239,7 @@ fn one_line(text: &str) -> String {
 fn known() -> Table {
     let mut config = Config::default();
     config.rabbitmq.ca = Some(PathBuf::new());
+    config.redis.ca_file = Some(PathBuf::new());
     Table::try_from(config).expect("the defaults can be written as TOML")
 }
 
@@ -400,10 +403,21 @@ fn validate(config: &Config) -> Result<(), String> {
 impl Config {
     /// Whether this process is one of several, over Redis and RabbitMQ.
     pub(crate) fn is_cluster(&self) -> bool {
-        self.rabbitmq.is_on()
+        self.redis.is_on() && self.rabbitmq.is_on()
     }
 
     fn validate_cluster(&self) -> Result<(), String> {
+        let (has, lacks) = match (self.redis.is_on(), self.rabbitmq.is_on()) {
+            (true, false) => ("redis.url", "rabbitmq.url"),
+            (false, true) => ("rabbitmq.url", "redis.url"),
+            _ => ("", ""),
+        };
+        if has != lacks {
+            return Err(format!(
+                "{has} is set and {lacks} is not: processes share both, or everything is kept in the data directory"
+            ));
+        }
+        self.redis.validate()?;
         self.rabbitmq.validate()?;
         self.cluster.validate()
     }
@@ -549,6 +563,42 @@ mod tests {
         );
         config.listen.ws = Endpoint::Off;
         assert_eq!(validate(&config), Ok(()));
+    }
+
+    #[test]
+    fn redis_and_rabbitmq_come_together() {
+        let mut config = Config::default();
+        config.redis.url = "redis://127.0.0.1:6379".into();
+        let error = validate(&config).unwrap_err();
+        assert!(
+            error.starts_with("redis.url is set and rabbitmq.url"),
+            "{error}"
+        );
+        config.rabbitmq.url = "amqp://127.0.0.1:5672".into();
+        assert_eq!(validate(&config), Ok(()));
+        assert!(config.is_cluster() && !Config::default().is_cluster());
+        config.redis.url = String::new();
+        let error = validate(&config).unwrap_err();
+        assert!(
+            error.starts_with("rabbitmq.url is set and redis.url"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn keys_that_are_left_out_by_default_are_known() {
+        let table: Table = "redis = { ca_file = 'a' }\nrabbitmq = { ca = 'b' }"
+            .parse()
+            .unwrap();
+        assert_eq!(refuse_unknown(&table, &known(), ""), Ok(()));
+        let table = overlaid("MOORLINE_RABBITMQ__CA", "x").unwrap();
+        assert_eq!(table["rabbitmq"]["ca"], Value::String("x".into()));
+        let table: Table = "[cluster.drain]\nrat = 3".parse().unwrap();
+        let error = refuse_unknown(&table, &known(), "").unwrap_err();
+        assert_eq!(
+            error,
+            "unknown key `cluster.drain.rat`, did you mean `cluster.drain.rate`?"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod cli;
 mod config;
 mod device;
 mod passwd;
-mod serve;
+mod roles;
 mod welcome;
 
 use std::process::ExitCode;
@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::cli::{Cli, Command, ConfigCommand};
+use crate::roles::Role;
 
 /// Why the program ends other than by a clean drain.
 #[derive(Debug)]
@@ -58,11 +59,15 @@ fn run() -> Result<(), Failure> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .expect("nothing was installed before");
+    let run = |role| {
+        let config = config::load(&cli.options).map_err(Failure::Usage)?;
+        roles::run(role, config)
+    };
     match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => {
-            let config = config::load(&cli.options).map_err(Failure::Usage)?;
-            serve::run(config)
-        }
+        Command::Serve => run(Role::All),
+        Command::AccessNode => run(Role::AccessNode),
+        Command::PushService => run(Role::PushService),
+        Command::UpstreamWorker => run(Role::UpstreamWorker),
         Command::Passwd(options) => passwd::run(&options, &cli.options),
         Command::Device(device) => device::run(&device).map_err(Failure::from),
         Command::Config {

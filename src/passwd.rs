@@ -45,7 +45,7 @@ pub(crate) fn run(asked: &PasswdOptions, options: &Options) -> Result<(), Failur
         (true, false) => "changed",
         (false, false) => "added",
     };
-    crate::serve::say(&format!("{} {what} in {}\n", asked.user, path.display()));
+    crate::roles::say(&format!("{} {what} in {}\n", asked.user, path.display()));
     Ok(())
 }
 

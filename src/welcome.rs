@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 /// The variable that gives a key with every scope.
-const KEY_VARIABLE: &str = "MOORLINE_API_KEY";
+pub(crate) const KEY_VARIABLE: &str = "MOORLINE_API_KEY";
 const KEY_FILE: &str = "api-key";
 
 /// The key that every request may carry.
@@ -28,15 +28,35 @@ enum Origin {
 
 /// Takes the key from the environment, else from the data directory, else makes one.
 pub(crate) fn api_key(data_dir: &Path) -> anyhow::Result<ApiKey> {
+    if let Some(known) = known_api_key(data_dir)? {
+        return Ok(known);
+    }
+    let path = data_dir.join(KEY_FILE);
+    let key = make_key()?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(file, "{key}").and_then(|()| file.sync_all())?;
+    Ok(ApiKey {
+        key,
+        origin: Origin::Made(path),
+    })
+}
+
+/// The key of the environment, else that of the data directory.
+pub(crate) fn known_api_key(data_dir: &Path) -> anyhow::Result<Option<ApiKey>> {
     if let Ok(key) = std::env::var(KEY_VARIABLE) {
         anyhow::ensure!(
             key.len() >= 8 && key.bytes().all(|byte| byte.is_ascii_graphic()),
             "{KEY_VARIABLE} must have at least 8 visible ASCII characters and no spaces"
         );
-        return Ok(ApiKey {
+        return Ok(Some(ApiKey {
             key,
             origin: Origin::Environment,
-        });
+        }));
     }
     let path = data_dir.join(KEY_FILE);
     match fs::read_to_string(&path) {
@@ -47,25 +67,12 @@ pub(crate) fn api_key(data_dir: &Path) -> anyhow::Result<ApiKey> {
                 "{} is empty: delete it to have a new key made",
                 path.display()
             );
-            Ok(ApiKey {
+            Ok(Some(ApiKey {
                 key,
                 origin: Origin::File(path),
-            })
+            }))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let key = make_key()?;
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            writeln!(file, "{key}").and_then(|()| file.sync_all())?;
-            Ok(ApiKey {
-                key,
-                origin: Origin::Made(path),
-            })
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
@@ -85,6 +92,8 @@ fn make_key() -> anyhow::Result<String> {
 /// Where everything listens.
 pub(crate) struct Addresses {
     pub(crate) devices: Vec<Listening>,
+    /// For the other services.
+    pub(crate) internal: Option<SocketAddr>,
     pub(crate) http: SocketAddr,
 }
 
@@ -96,14 +105,24 @@ pub(crate) struct Listening {
     pub(crate) address: SocketAddr,
 }
 
-/// The lines that scripts wait for, then those for a person.
-pub(crate) fn text(addresses: &Addresses, data_dir: &Path, key: &ApiKey) -> String {
-    let Addresses { devices, http } = addresses;
+/// The lines that scripts wait for.
+pub(crate) fn lines(addresses: &Addresses) -> String {
     let mut text = String::new();
-    for Listening { scheme, address } in devices {
+    for Listening { scheme, address } in &addresses.devices {
         writeln!(text, "listening {scheme} {address}").expect("writing to memory");
     }
-    write!(text, "listening http {http}\nready\n").expect("writing to memory");
+    writeln!(text, "listening http {}", addresses.http).expect("writing to memory");
+    if let Some(internal) = addresses.internal {
+        writeln!(text, "listening internal {internal}").expect("writing to memory");
+    }
+    text.push_str("ready\n");
+    text
+}
+
+/// The lines that scripts wait for, then those for a person.
+pub(crate) fn text(addresses: &Addresses, data_dir: &Path, key: &ApiKey) -> String {
+    let Addresses { devices, http, .. } = addresses;
+    let mut text = lines(addresses);
     let in_file = match &key.origin {
         Origin::Environment => format!("the API key is that of {KEY_VARIABLE}"),
         Origin::File(path) => format!("the API key is in {}", path.display()),

@@ -76,6 +76,7 @@ pub use auth::config::{AclConfig, AuthConfig, AuthenticatorKind};
 pub use auth::password::{edit_passwords, hash as hash_password};
 pub use cluster::Cluster;
 pub use config::{Config, Excess, Flapping, PerAddress, PerDevice, QueueOverflow};
+pub use drain::Drain;
 pub use listener_config::{
     CertificateIdentity, ClientCertificateMode, ListenerConfig, Protocol, TlsConfig,
 };
@@ -231,6 +232,22 @@ impl AccessNode {
         Arc::new(LocalNodes(Arc::clone(&self.node)))
     }
 
+    /// Takes no new devices and asks those that are here to leave, each in its turn; those that speak MQTT 5.0 are told where
+    /// to go, if another node says where it is reached. Resolves when all have left or the time is over. The
+    /// lease is kept: what is still here is delivered to.
+    pub async fn drain(&self, drain: Drain) {
+        self.node.begin_drain();
+        if let Err(error) = self.node.renew_lease().await {
+            tracing::warn!(%error, "the others are not told that this node is leaving");
+        }
+        let connections = self.node.admission.gate.open();
+        tracing::info!(connections, rate = drain.rate, "devices are asked to leave");
+        let leaving = drain::run(&self.node, drain.rate);
+        if tokio::time::timeout(drain.timeout, leaving).await.is_err() {
+            tracing::warn!("devices still connected after {:?}", drain.timeout);
+        }
+    }
+
     /// Takes no new devices from now on, and lets the other nodes know.
     pub fn begin_drain(&self) {
         self.node.begin_drain();
@@ -244,13 +261,6 @@ impl AccessNode {
     /// Sockets of devices that are open now.
     pub fn connections(&self) -> usize {
         self.node.admission.gate.open()
-    }
-
-    /// Asks connected devices to leave, about `per_second` of them (0 is all at once): those that speak MQTT 5.0 are told
-    /// to use another server, and which one if `server_reference` names it. Resolves when all have been
-    /// asked. [`Self::begin_drain`] comes before it.
-    pub async fn drain(&self, per_second: u32, server_reference: Option<&str>) {
-        drain::run(&self.node, per_second, server_reference).await;
     }
 
     /// Whether the stores of the cluster answer; a node alone has its own.

@@ -117,6 +117,18 @@ impl Node {
         self.stripes[at].lock().await
     }
 
+    /// A number that nobody outside can foretell, another for each client.
+    pub(crate) fn random(&self, client: &ClientId) -> u64 {
+        self.hasher.hash_one(client)
+    }
+
+    /// Where the node runs, by the operator's word.
+    pub(crate) fn region(&self) -> &str {
+        self.cluster
+            .as_ref()
+            .map_or("", |cluster| &cluster.given.region)
+    }
+
     pub(crate) fn session(&self, client: &ClientId) -> Option<Arc<Session>> {
         self.sessions.get(client).map(|held| Arc::clone(&held))
     }

@@ -45,8 +45,8 @@ pub struct PushService {
     pub stores: Stores,
     /// The way to the access nodes.
     pub nodes: Arc<dyn Nodes>,
-    /// Serves `/v1/upstream`, where the bus is the embedded one.
-    pub upstream_log: Option<Arc<EmbeddedStore>>,
+    /// Where callers read what no upstream rule takes.
+    pub upstream: UpstreamReading,
     /// Keys beside those of the configuration.
     pub keys: Vec<ApiKeyRecord>,
     /// What `/metrics` renders.
@@ -55,6 +55,14 @@ pub struct PushService {
     pub readiness: Readiness,
     /// The first level of the topics that belong to one device: `d` in `d/{client}/push`.
     pub device_topics: String,
+}
+
+/// Where what devices sent and no upstream rule takes is read.
+pub enum UpstreamReading {
+    /// From `/v1/upstream`, which reads the bus of a single machine.
+    Here(Arc<EmbeddedStore>),
+    /// From this queue of RabbitMQ.
+    Queue(String),
 }
 
 /// Why the HTTP API ended early.

@@ -184,8 +184,9 @@ impl ClusterConfig {
             ("cluster.secret_file", self.first_line()?)
         };
         let is_set = !secret.is_empty() || !is_unset(&self.secret_file);
-        Security::new(is_set.then_some(secret.as_str()), self.tls.read()?)
-            .map_err(|error| format!("{key} {error}"))
+        let secret = is_set.then_some(secret.as_str());
+        Security::new(secret, None).map_err(|error| format!("{key} {error}"))?;
+        Security::new(secret, self.tls.read()?).map_err(|error| format!("cluster.tls {error}"))
     }
 
     fn first_line(&self) -> Result<String, String> {

@@ -52,7 +52,7 @@ impl Stores {
             rabbit,
             prefix: unique("test"),
             internal: "internal_listen = \"127.0.0.1:0\"\n".to_owned(),
-            secret: "a secret that the processes of a test share".to_owned(),
+            secret: "the-secret-that-the-processes-of-a-test-share".to_owned(),
         }
     }
 

@@ -39,6 +39,7 @@ pub mod property {
     pub const ASSIGNED_CLIENT_ID: u8 = 0x12;
     pub const SERVER_KEEP_ALIVE: u8 = 0x13;
     pub const WILL_DELAY: u8 = 0x18;
+    pub const SERVER_REFERENCE: u8 = 0x1C;
     pub const RECEIVE_MAXIMUM: u8 = 0x21;
     pub const TOPIC_ALIAS: u8 = 0x23;
     pub const USER_PROPERTY: u8 = 0x26;

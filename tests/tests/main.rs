@@ -24,6 +24,7 @@ mod operations;
 mod proxy;
 mod pubsub;
 mod push;
+mod roles;
 mod servers;
 mod sessions;
 mod shared;

@@ -5,6 +5,7 @@ mod nodes;
 
 use std::time::{Duration, Instant};
 
+use moorline_access_node::Drain;
 use moorline_tests::device::Device;
 use moorline_tests::waiting::{SOON, eventually};
 use moorline_tests::wire::{Connect, Publish, V3, V5, Value, Will, property};
@@ -351,7 +352,10 @@ async fn a_node_that_drains_sends_its_devices_to_another_and_stops() {
             .is_err()
     );
     let began = Instant::now();
-    let asked = a.node.drain(20, Some("b.example"));
+    let asked = a.node.drain(Drain {
+        rate: 20,
+        timeout: SOON,
+    });
     let back = async {
         for (id, mut device) in devices {
             assert_eq!(device.await_close(SOON).await, Some(0x9C));

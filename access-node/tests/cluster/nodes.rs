@@ -170,7 +170,7 @@ impl World {
             events: self.told.clone(),
             address: String::new(),
             region: String::new(),
-            server_reference: String::new(),
+            server_reference: format!("{name}.example"),
         };
         let filter = TopicFilter::parse(UpstreamRoutes::DEFAULT_FILTER.into()).unwrap();
         let routes = UpstreamRoutes::new(filter, Vec::new());

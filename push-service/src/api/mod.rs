@@ -20,7 +20,6 @@ use axum::body::Bytes;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use moorline_router::embedded::EmbeddedStore;
 use moorline_router::{Nodes, Stores};
 use tokio::sync::watch;
 use utoipa::OpenApi as _;
@@ -30,7 +29,7 @@ use utoipa_axum::routes;
 use crate::keys::Keys;
 use crate::problem::{Problem, ProblemKind};
 use crate::push::Submitter;
-use crate::{Config, MetricsHandle, PushService, Readiness};
+use crate::{Config, MetricsHandle, PushService, Readiness, UpstreamReading};
 
 pub(crate) use operations::metrics_response;
 
@@ -38,7 +37,7 @@ pub(crate) struct Api {
     config: Config,
     stores: Stores,
     nodes: Arc<dyn Nodes>,
-    upstream_log: Option<Arc<EmbeddedStore>>,
+    upstream: UpstreamReading,
     keys: Keys,
     metrics: MetricsHandle,
     readiness: Readiness,
@@ -92,7 +91,7 @@ pub(crate) fn app(service: PushService, stop: watch::Receiver<bool>) -> Result<R
         config: service.config,
         stores: service.stores,
         nodes: service.nodes,
-        upstream_log: service.upstream_log,
+        upstream: service.upstream,
         metrics: service.metrics,
         readiness: service.readiness,
         device_topics: service.device_topics,

@@ -8,9 +8,9 @@ use moorline_router::{NodeRecord, NodeState};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::Shared;
 use super::document::{CallProblems, StoreProblem};
 use super::extract::{Caller, Read};
-use super::{Api, Shared};
 use crate::MetricsHandle;
 use crate::problem::Problem;
 use crate::readiness::ReadinessBody;

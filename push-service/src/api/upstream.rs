@@ -22,6 +22,7 @@ use super::extract::{
 };
 use super::payload::{Payload, Properties, time};
 use super::{Api, Shared, stopped};
+use crate::UpstreamReading;
 use crate::problem::{FieldError, Problem, ProblemKind};
 use crate::request::malformed;
 
@@ -115,10 +116,15 @@ pub(super) struct Consumers {
 }
 
 fn log(api: &Api) -> Result<&Arc<EmbeddedStore>, Problem> {
-    api.upstream_log.as_ref().ok_or_else(|| {
-        let detail = "in this deployment, messages of devices are consumed from RabbitMQ";
-        Problem::new(ProblemKind::NotFound, detail)
-    })
+    match &api.upstream {
+        UpstreamReading::Here(log) => Ok(log),
+        UpstreamReading::Queue(queue) => Err(Problem::new(
+            ProblemKind::NotFound,
+            format!(
+                "in this deployment what devices send waits in RabbitMQ: consume from the queue {queue:?}"
+            ),
+        )),
+    }
 }
 
 fn check_consumer(name: &str) -> Result<(), &'static str> {

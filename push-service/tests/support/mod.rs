@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use moorline_mqtt::{Publish, Version};
 use moorline_push_service::{
     ApiKeyRecord, Config, Dependency, MetricsHandle, PushService, Readiness, Scope, ServeError,
-    serve,
+    UpstreamReading, serve,
 };
 use moorline_router::embedded::{self, EmbeddedStore};
 use moorline_router::{
@@ -152,7 +152,7 @@ impl Service {
             config,
             stores: store.stores(),
             nodes: node.clone(),
-            upstream_log: Some(store.clone()),
+            upstream: UpstreamReading::Here(store.clone()),
             keys: vec![
                 ApiKeyRecord::with_every_scope(ApiKeyRecord::DEFAULT_NAME, KEY),
                 ApiKeyRecord::from_plain("pusher", PUSH_KEY, &[Scope::Push]),

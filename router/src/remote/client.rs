@@ -14,10 +14,10 @@ use super::messages::{
 };
 use super::peer::Peer;
 use super::{Security, path};
+use crate::pubsub::TopicPushes;
 use crate::{
-    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Epoch, Message, MessageId, NodeId,
-    Nodes, Origin, PubSub, Publication, Published, Retained, Routes, SessionView, StoreError,
-    unix_ms,
+    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId, Nodes,
+    Published, Routes, SessionView, StoreError,
 };
 
 /// Clients of one question for sessions.
@@ -27,14 +27,8 @@ const SESSIONS_MAX: usize = 1_000;
 pub struct RemoteNodes {
     directory: Directory,
     own: OnceLock<(NodeId, Arc<dyn Nodes>)>,
-    publishing: Option<Publishing>,
+    pushes: Option<TopicPushes>,
     metrics: Metrics,
-}
-
-/// How a topic is published to from where no device is connected.
-struct Publishing {
-    pubsub: Arc<dyn PubSub>,
-    retained: Arc<dyn Retained>,
 }
 
 impl RemoteNodes {
@@ -43,16 +37,16 @@ impl RemoteNodes {
         Self {
             directory: Directory::new(routes, security),
             own: OnceLock::new(),
-            publishing: None,
+            pushes: None,
             metrics: Metrics::new(),
         }
     }
 
-    /// Publishes to topics over `pubsub` while no node of this process does.
+    /// Publishes to topics through `pushes` while there is no node in this process.
     #[must_use]
-    pub fn publishing_over(self, pubsub: Arc<dyn PubSub>, retained: Arc<dyn Retained>) -> Self {
+    pub fn publishing_over(self, pushes: TopicPushes) -> Self {
         Self {
-            publishing: Some(Publishing { pubsub, retained }),
+            pushes: Some(pushes),
             ..self
         }
     }
@@ -265,51 +259,13 @@ impl Nodes for RemoteNodes {
         if let Some((_, own)) = self.own.get() {
             return own.publish(id, publish).await;
         }
-        let Some(Publishing { pubsub, retained }) = &self.publishing else {
+        let Some(pushes) = &self.pushes else {
             let why = "this process has no way to publish to topics";
             return Err(StoreError::Unavailable(why.to_owned()));
         };
-        let published_at_ms = unix_ms();
-        if publish.retain {
-            // Before anybody is told: who subscribes between the two gets it as a retained message.
-            let message = retained_message(&id, &publish, published_at_ms);
-            retained.set(&publish.topic, message).await?;
-        }
-        let publication = Publication {
-            id,
-            from: None,
-            publish,
-            published_at_ms,
-        };
-        pubsub.publish(publication, None).await?;
+        pushes.publish(self, id, publish).await?;
         Ok(Published { matched: None })
     }
-}
-
-/// What subscribers of later get; `None` where the publication takes it away.
-fn retained_message(id: &MessageId, publish: &Publish, now_ms: u64) -> Option<Message> {
-    if publish.payload.is_empty() {
-        return None;
-    }
-    let mut properties = publish.properties.clone();
-    let expires_s = properties.as_mut().and_then(|properties| {
-        // These belong to a connection and to a moment.
-        properties.topic_alias = None;
-        properties.message_expiry_interval_s.take()
-    });
-    Some(Message {
-        id: id.clone(),
-        origin: Origin::Session,
-        topic: publish.topic.clone(),
-        qos: publish.qos,
-        retain: true,
-        properties,
-        payload: publish.payload.clone(),
-        accepted_at_ms: now_ms,
-        expires_at_ms: expires_s.map(|after| now_ms + 1_000 * u64::from(after)),
-        collapse_key: None,
-        share: None,
-    })
 }
 
 /// What is counted of hints.

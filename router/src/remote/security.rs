@@ -5,7 +5,7 @@ use std::fmt;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 
 use super::CONNECT_TIMEOUT;
 
@@ -13,6 +13,18 @@ use super::CONNECT_TIMEOUT;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidSecurity(String);
+
+impl InvalidSecurity {
+    fn of_tls(error: &dyn std::error::Error) -> Self {
+        let mut why = error.to_string();
+        let mut source = error.source();
+        while let Some(deeper) = source {
+            why = format!("{why}: {deeper}");
+            source = deeper.source();
+        }
+        Self(format!("cannot be used: {why}"))
+    }
+}
 
 /// How services of one deployment know each other. Nothing at all is for one machine.
 #[derive(Clone, Default)]
@@ -49,10 +61,15 @@ impl Security {
     /// Security by `secret`, by `tls`, or by both.
     ///
     /// # Errors
-    /// When the secret is short or cannot stand in a header.
+    /// When the secret is short or cannot stand in a header, or a file is not what it should be.
     pub fn new(secret: Option<&str>, tls: Option<Tls>) -> Result<Self, InvalidSecurity> {
         let secret = secret.map(Secret::new).transpose()?;
-        Ok(Self { secret, tls })
+        let security = Self { secret, tls };
+        if let Some(tls) = security.of_server() {
+            let tried = Server::builder().tls_config(tls);
+            tried.map_err(|error| InvalidSecurity::of_tls(&error))?;
+        }
+        Ok(security)
     }
 
     /// Whether it keeps anybody out.
@@ -149,6 +166,19 @@ mod tests {
         }
         assert!(!security.admits(None));
         assert!(Security::default().admits(None));
+    }
+
+    #[test]
+    fn files_that_are_no_certificates_are_refused_before_anything_listens() {
+        let pem = || b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec();
+        let tls = Tls {
+            certificate: pem(),
+            key: pem(),
+            ca: pem(),
+            server_name: None,
+        };
+        let error = Security::new(None, Some(tls)).unwrap_err().to_string();
+        assert!(error.starts_with("cannot be used: "), "{error}");
     }
 
     #[test]
