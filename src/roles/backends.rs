@@ -119,7 +119,7 @@ impl SharedBackends {
         let store = RedisStore::open(&config.redis, limits);
         let store = store.map_err(|error| Failure::Usage(format!("redis: {error}")))?;
         let pubsub = RabbitPubSub::open(&config.rabbitmq, id, Arc::clone(&store) as _);
-        let events = RabbitEvents::open(&config.rabbitmq, id);
+        let events = RabbitEvents::open(&config.rabbitmq);
         let upstream = RabbitUpstream::open(&config.rabbitmq, id.as_str(), Arc::clone(&store));
         let stores = Stores {
             routes: Arc::clone(&store) as _,
