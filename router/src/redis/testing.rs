@@ -1,9 +1,9 @@
 //! A Redis server for the tests of this module.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 
+use moorline_tests::servers::process::{bound_to_this_program, free_port};
 use redis::Value;
 use tempfile::TempDir;
 
@@ -23,9 +23,7 @@ pub(super) struct Fixture {
 impl Fixture {
     pub(super) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = free_port();
         let config = Config {
             url: format!("redis://127.0.0.1:{port}"),
             ..Config::default()
@@ -75,7 +73,7 @@ impl Fixture {
 }
 
 fn run(dir: &TempDir, port: u16) -> Child {
-    Command::new("redis-server")
+    bound_to_this_program("redis-server")
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
         .args([
             "--appendonly",

@@ -27,7 +27,6 @@ struct Told {
     session: u32,
     /// Payloads of every message that was confirmed, in order.
     messages: Vec<String>,
-    refused: u32,
 }
 
 async fn write(store: Arc<RedisStore>, client: ClientId, stop: Arc<AtomicBool>) -> Told {
@@ -37,14 +36,13 @@ async fn write(store: Arc<RedisStore>, client: ClientId, stop: Arc<AtomicBool>) 
         epochs: Vec::new(),
         session: 0,
         messages: Vec::new(),
-        refused: 0,
     };
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         number += 1;
-        match store.claim(&client, &node).await {
-            Ok(claim) => told.epochs.push(claim.epoch),
-            Err(_) => told.refused += 1,
+        // What is refused or not confirmed may be there afterwards or not.
+        if let Ok(claim) = store.claim(&client, &node).await {
+            told.epochs.push(claim.epoch);
         }
         let epoch = told.epochs.last().copied().unwrap_or(Epoch(0));
         let session = SessionRecord {
@@ -53,9 +51,8 @@ async fn write(store: Arc<RedisStore>, client: ClientId, stop: Arc<AtomicBool>) 
             disconnected_at_ms: None,
             subscriptions: Vec::new(),
         };
-        match store.save(epoch, session).await {
-            Ok(()) => told.session = number,
-            Err(_) => told.refused += 1,
+        if store.save(epoch, session).await.is_ok() {
+            told.session = number;
         }
         let append = Append {
             client: client.clone(),
@@ -65,7 +62,7 @@ async fn write(store: Arc<RedisStore>, client: ClientId, stop: Arc<AtomicBool>) 
         match store.append(vec![append]).await.as_deref() {
             Ok([Appended::Stored { .. }]) => told.messages.push(number.to_string()),
             Ok(other) => panic!("not stored: {other:?}"),
-            Err(_) => told.refused += 1,
+            Err(_) => {}
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -75,7 +72,6 @@ async fn write(store: Arc<RedisStore>, client: ClientId, stop: Arc<AtomicBool>) 
 async fn check(config: &Config, told: Vec<Told>) {
     // Another process: nothing that the first one knows helps.
     let store = open(config);
-    let mut refused = 0;
     for told in told {
         let client = &told.client;
         assert!(
@@ -111,9 +107,7 @@ async fn check(config: &Config, told: Vec<Told>) {
             .collect();
         assert_eq!(confirmed, told.messages, "messages of {client}");
         assert!(!told.messages.is_empty() && told.session > 0);
-        refused += told.refused;
     }
-    println!("{refused} writes were refused or not confirmed");
 }
 
 /// Runs writers, and `fail_over` in the midst of them.
