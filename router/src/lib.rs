@@ -17,7 +17,8 @@
 //! | [`Nodes`] | the way to an access node, wherever it runs |
 //!
 //! Read in this order: [`ids`], [`message`], the seams above, then [`embedded`], the backend of a
-//! single machine: one key-value store, one writer thread, one `fdatasync` for many callers. [`remote`] is the way to access
+//! single machine: one key-value store, one writer thread, one `fdatasync` for many callers. [`mod@redis`] and
+//! [`rabbit`] are those of many machines. [`remote`] is the way to access
 //! nodes of other processes.
 //! [`duration`] is how durations are written in every configuration section and request.
 

@@ -35,6 +35,8 @@ pub(super) static SCRIPTS: &[&Script] = &[
 
 /// How long an answer about nodes is good for; a node that it does not name is asked for sooner.
 const FRESH: Duration = Duration::from_millis(500);
+/// What is stored already does not wait for longer: the registry may be in a part of a cluster that is gone.
+const PATIENCE: Duration = Duration::from_millis(200);
 const FRESH_FOR_STRANGERS: Duration = Duration::from_millis(5);
 
 /// The nodes whose lease is valid.
@@ -91,12 +93,12 @@ impl Registry {
         }
     }
 
-    /// The route if its node has its lease. It is left as it is where that cannot be found out: a hint that goes to a
-    /// dead node does no harm.
+    /// The route if its node has its lease. It is left as it is where that cannot be found out at once: a hint that goes
+    /// to a dead node does no harm.
     pub(super) async fn valid_route(&self, route: Option<Route>) -> Option<Route> {
         let route = route?;
-        match self.nodes_with(&route.node).await {
-            Ok(nodes) if !nodes.is_alive(&route.node) => None,
+        match tokio::time::timeout(PATIENCE, self.nodes_with(&route.node)).await {
+            Ok(Ok(nodes)) if !nodes.is_alive(&route.node) => None,
             _ => Some(route),
         }
     }
