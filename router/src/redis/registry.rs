@@ -60,9 +60,9 @@ impl Nodes {
     }
 
     /// Whether a node that is not alive is dead: after the registry was emptied not before every node had the time to
-    /// say that it is there.
+    /// say that it is there. Where nobody is alive it was emptied a moment ago, and how long a lease is has still to be said.
     pub(super) fn is_dead(&self, node: &NodeId) -> bool {
-        !self.is_alive(node) && self.age > self.longest_lease
+        !self.alive.is_empty() && !self.is_alive(node) && self.age > self.longest_lease
     }
 
     pub(super) fn records(self) -> Vec<NodeRecord> {
