@@ -9,6 +9,8 @@ use futures_util::future::BoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
+use moorline_router::StoreError;
+
 use crate::admission::{Admitted, Gate, Open};
 use crate::certificates;
 use crate::close_reason::CloseReason;
@@ -176,7 +178,9 @@ fn refused(listener: &Listener, peer: Option<SocketAddr>, error: &HandshakeError
         return;
     };
     let listener = &listener.settings.name;
-    if let HandshakeError::Store(error) = error {
+    if let HandshakeError::Store(error @ StoreError::Stale { .. }) = error {
+        tracing::info!(%listener, ?peer, %error, suppressed, "the device connected elsewhere meanwhile");
+    } else if let HandshakeError::Store(error) = error {
         tracing::warn!(%listener, ?peer, %error, suppressed, "device refused, the store does not answer");
     } else {
         tracing::info!(%listener, ?peer, %error, suppressed, "no MQTT session");
