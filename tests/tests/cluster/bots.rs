@@ -73,7 +73,8 @@ pub(crate) struct Bots {
 struct Control {
     stop: AtomicBool,
     quiet: AtomicBool,
-    still: AtomicBool,
+    /// Those whose habit it is change nodes.
+    restless: AtomicBool,
     /// One more than the node that every other device is to leave.
     leave: AtomicU64,
     online: AtomicU64,
@@ -150,9 +151,9 @@ impl Bots {
         self.control.quiet.store(true, Ordering::Release);
     }
 
-    /// Nobody moves by themselves any more.
-    pub(crate) fn stay(&self) {
-        self.control.still.store(true, Ordering::Release);
+    /// Those whose habit it is change nodes from now on, or stay where they are.
+    pub(crate) fn hop(&self, restless: bool) {
+        self.control.restless.store(restless, Ordering::Release);
     }
 
     /// Every other device of `node` connects elsewhere and leaves its old connection as it is.
@@ -283,7 +284,7 @@ impl Bot {
     async fn serve(&mut self, node: usize, device: &mut Device) -> Over {
         let mut say_at = Instant::now() + self.random.millis(0, 1000);
         let mut ping_at = Instant::now() + PINGS;
-        let mut hop_at = self
+        let hop_at = self
             .habits
             .hops_within
             .map(|within| Instant::now() + within.mul_f64(self.random.below(100) as f64 / 100.0));
@@ -299,14 +300,12 @@ impl Bot {
                 return Over::Stopped;
             }
             let now = Instant::now();
-            if self.control.still.load(Ordering::Acquire) {
-                hop_at = None;
-            }
             let leave = self.control.leave.load(Ordering::Acquire);
             if self.moves_when_told && leave == node as u64 + 1 {
                 return Over::Hop;
             }
-            if hop_at.is_some_and(|at| at <= now) {
+            let restless = self.control.restless.load(Ordering::Acquire);
+            if restless && hop_at.is_some_and(|at| at <= now) {
                 return Over::Hop;
             }
             if ping_at <= now {
@@ -333,7 +332,9 @@ impl Bot {
                     }
                 }
             }
-            let next = hop_at.map_or(say_at, |hop| hop.min(say_at));
+            let next = hop_at
+                .filter(|_| restless)
+                .map_or(say_at, |hop| hop.min(say_at));
             let patience = next
                 .saturating_duration_since(Instant::now())
                 .clamp(Duration::from_millis(1), Duration::from_millis(500));

@@ -25,11 +25,12 @@ fn devices_that_hop_between_nodes_lose_nothing_and_are_in_one_place() {
         let mut bots = Bots::start(BOTS, &world.mqtt, &mut random, habits).await;
         let pause = Duration::from_secs(6);
         let pushers = Pushers::start(&bots.names, &world.http, &mut random, pause);
+        bots.hop(true);
         let begun = connects(&bots);
         tokio::time::sleep(HOPPING).await;
         pushers.await_more(BOTS, Duration::from_secs(90)).await;
         let hops = connects(&bots) - begun;
-        bots.stay();
+        bots.hop(false);
         let pushed = pushers.stop().await;
         bots.await_online().await;
         // Every node is asked, and the connections of all of them together are those of the devices.
