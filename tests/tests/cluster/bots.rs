@@ -332,9 +332,13 @@ impl Bot {
                     }
                 }
             }
-            let next = hop_at
-                .filter(|_| restless)
-                .map_or(say_at, |hop| hop.min(say_at));
+            let mut next = now + Duration::from_millis(500);
+            if self.unconfirmed.is_none() {
+                next = next.min(say_at);
+            }
+            if let Some(hop_at) = hop_at.filter(|_| restless) {
+                next = next.min(hop_at);
+            }
             let patience = next
                 .saturating_duration_since(Instant::now())
                 .clamp(Duration::from_millis(1), Duration::from_millis(500));
