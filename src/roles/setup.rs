@@ -91,11 +91,15 @@ pub(super) fn start_logging(config: &Config) {
     use tracing_subscriber::Layer as _;
     use tracing_subscriber::layer::SubscriberExt as _;
     use tracing_subscriber::util::SubscriberInitExt as _;
-    let level: tracing_subscriber::filter::Targets = config
+    let mut level: tracing_subscriber::filter::Targets = config
         .log
         .level
         .parse()
         .expect("checked with the configuration");
+    if !config.log.level.contains("lapin") {
+        // What it says of a lost connection is said once, by who handles that.
+        level = level.with_target("lapin", tracing_subscriber::filter::LevelFilter::OFF);
+    }
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match config.log.format {
         LogFormat::Text => lines

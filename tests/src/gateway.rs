@@ -411,7 +411,8 @@ impl Drop for Gateway {
 
 /// Whether a line of a log says that something is wrong.
 pub fn is_error(line: &str) -> bool {
-    line.contains("ERROR") || line.contains("panicked at")
+    // As a level: the words of others may have it too.
+    line.contains(" ERROR ") || line.contains("\"ERROR\"") || line.contains("panicked at")
 }
 
 fn data_dir(options: &Options, work: &Path) -> PathBuf {

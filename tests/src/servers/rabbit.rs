@@ -103,9 +103,11 @@ impl RabbitServer {
         self.process.pid()
     }
 
-    /// What it logged on its console.
+    /// What it logged: on its console, and warnings and worse in its log file.
     pub fn log(&self) -> String {
-        self.process.log()
+        let file = format!("log/moorline{}@localhost.log", self.ports.amqp);
+        let file = std::fs::read_to_string(self.folder.path().join(file));
+        format!("{}\n{}", self.process.log(), file.unwrap_or_default())
     }
 
     /// The value of an Erlang expression, evaluated inside, on one line.

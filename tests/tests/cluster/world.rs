@@ -391,7 +391,8 @@ impl Drop for World {
         if std::thread::panicking() {
             let log = self.log();
             let kept = std::env::temp_dir().join(format!("moorline-{}.log", self.stores.prefix));
-            _ = std::fs::write(&kept, log.join("\n"));
+            let rabbit = self.rabbit.log();
+            _ = std::fs::write(&kept, format!("{}\n\nRabbitMQ:\n{rabbit}", log.join("\n")));
             eprintln!("--- what all processes logged is in {}", kept.display());
             for line in log.iter().filter(|line| is_error(line)).take(20) {
                 eprintln!("    {line}");
