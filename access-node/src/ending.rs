@@ -113,6 +113,7 @@ async fn depart(
                 None => WillFate::None,
             },
             record,
+            tried: false,
         };
         departure::depart(node, cluster, departure).await;
     }

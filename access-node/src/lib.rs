@@ -9,7 +9,7 @@
 //! `wire` (what is shared), `peer`, `listener_config` and `certificates` (who comes, and where),
 //! `threads`, `reader`, `proxy`, `tls` and `ws` (bytes), `subscriptions` and `retained` (indexes),
 //! `deadlines` and `timers` (time), `rate` (how much in a second), `bans` and `flapping`, `handovers`
-//! (of a displaced connection), `close_reason`.
+//! (of a displaced connection), `drain`, `close_reason`. `cluster` is what a node does because it is one of several.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

@@ -20,7 +20,7 @@ use moorline_router::{
 use super::departure::{self, Departure, WillFate};
 use super::{Membership, Peers, shard};
 use crate::close_reason::CloseReason;
-use crate::ending;
+use crate::ending::SETTLED_TIMEOUT;
 use crate::node::Node;
 use crate::restore;
 use crate::session::Session;
@@ -140,7 +140,7 @@ pub(crate) async fn take_session(
         if stored.will.delay_interval_s > 0 && resumed.is_some() {
             sessions.delete_will(client, stored.epoch).await?;
         } else {
-            ending::try_publish_will(node, client, stored.epoch, &stored.will).await?;
+            departure::publish_will_later(node, client, stored.epoch, stored.will);
         }
     }
     let shards = &cluster.given.shards;
@@ -195,7 +195,7 @@ async fn close_session(node: &Arc<Node>, session: &Arc<Session>) -> Result<(), S
     if closed {
         node.metrics.closed(CloseReason::TakenOver);
     }
-    settled.wait(ending::SETTLED_TIMEOUT).await;
+    settled.wait(SETTLED_TIMEOUT).await;
     forget(node, session).await
 }
 
@@ -276,6 +276,7 @@ pub(crate) async fn abandon(
             _ => WillFate::None,
         },
         record,
+        tried: false,
     };
     departure::depart(node, cluster, departure).await;
 }

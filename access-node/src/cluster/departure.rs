@@ -24,7 +24,9 @@ use crate::ending;
 use crate::node::Node;
 
 /// Until a will that is published at once is published by the holder of the shard, should this node die over it.
-const INSURANCE_MS: u64 = 10_000;
+const INSURANCE_MS: u64 = 30_000;
+/// How often that is tried here. Where the connection ended its timer is left; where it was displaced nobody else would.
+const WILL_ATTEMPTS: usize = 60;
 /// Between two looks whether the store takes what it did not.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// Departures that are tried again together.
@@ -55,6 +57,8 @@ pub(crate) struct Departure {
     pub(crate) will: WillFate,
     /// The session, where the stores have one.
     pub(crate) record: Option<SessionRecord>,
+    /// It was tried before, and nobody knows how far that came.
+    pub(crate) tried: bool,
 }
 
 /// Departures on their way, and those that the store did not take.
@@ -104,7 +108,8 @@ impl Departures {
         }
     }
 
-    fn put_off(&self, departure: Departure) {
+    fn put_off(&self, mut departure: Departure) {
+        departure.tried = true;
         let client = departure.client.clone();
         let unfinished = Unfinished::Known(Box::new(departure));
         self.unfinished.lock().insert(client, unfinished);
@@ -201,7 +206,11 @@ async fn leave(
         }
     }
     if !node.stores.routes.release(client, *epoch).await? {
-        return Ok(());
+        // The first attempt may have released it, and its answer was lost.
+        let route = node.stores.routes.look_up(client).await?;
+        if !departure.tried || route.is_some() {
+            return Ok(());
+        }
     }
     if let Some(reason) = departure.offline {
         cluster.given.events.presence(Presence {
@@ -213,17 +222,33 @@ async fn leave(
         });
     }
     if let Some(will) = now {
-        // What fails from here on is left to the timer.
-        if let Err(error) = ending::try_publish_will(node, client, *epoch, will).await {
-            tracing::debug!(%client, %error, "will not published, its timer will");
-            return Ok(());
-        }
-        let cancelled = shards.cancel_timer(client, TimerKind::Will, *epoch).await;
-        if let Err(error) = cancelled {
-            tracing::debug!(%client, %error, "timer of a published will not cancelled");
-        }
+        publish_will_later(node, client, *epoch, Will::clone(will));
     }
     Ok(())
+}
+
+/// Publishes a will without keeping anybody waiting: the broker may be away, and what a device left is no reason to hold up
+/// the next connection.
+pub(crate) fn publish_will_later(node: &Arc<Node>, client: &ClientId, epoch: Epoch, will: Will) {
+    let (node, client) = (Arc::clone(node), client.clone());
+    tokio::spawn(async move {
+        let Some(cluster) = &node.cluster else { return };
+        for _ in 0..WILL_ATTEMPTS {
+            match ending::try_publish_will(&node, &client, epoch, &will).await {
+                Ok(()) => {
+                    let shards = &cluster.given.shards;
+                    let cancelled = shards.cancel_timer(&client, TimerKind::Will, epoch).await;
+                    if let Err(error) = cancelled {
+                        tracing::debug!(%client, %error, "timer of a published will not cancelled");
+                    }
+                    return;
+                }
+                Err(error) => tracing::debug!(%client, %error, "will not published, trying again"),
+            }
+            tokio::time::sleep(RETRY_EVERY).await;
+        }
+        tracing::warn!(%client, "will not published");
+    });
 }
 
 /// Finishes what is unfinished of `client`; nothing to do for nearly everybody.

@@ -200,6 +200,7 @@ pub(crate) async fn strand(
             _ => WillFate::None,
         },
         record,
+        tried: false,
     };
     departure::carry_out(node, cluster, &departure).await
 }
