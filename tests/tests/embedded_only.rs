@@ -10,7 +10,26 @@ const LIST: &[(&str, &str)] = &[
     ),
     ("servers::", "the servers themselves; no gateway takes part"),
     ("cluster::", "a cluster of its own in any case"),
+    ("shared::a_full_inbox_sends", GROUP_QUEUE),
+    ("shared::an_absent_member_gets_nothing", GROUP_QUEUE),
+    (
+        "shared::what_waited_for_a_persistent_session_goes",
+        GROUP_QUEUE,
+    ),
+    ("shared::members_take_turns", TURNS),
+    ("shared::mosquitto_subscribers_share", TURNS),
+    ("shared::a_member_without_room_is_left_out", TURNS),
+    (
+        "shared::a_message_that_no_member_takes",
+        "counts the offers of the one node",
+    ),
 ];
+
+/// What is true there instead is shown by `cluster::subscribers`.
+const GROUP_QUEUE: &str =
+    "what no connected member takes waits in the queue of the group, not in somebody's inbox";
+const TURNS: &str =
+    "members of one node take turns; between nodes the broker divides, by what each takes";
 
 /// Why the test with this path is not run against a cluster.
 pub(crate) fn reason(test: &str) -> Option<&'static str> {

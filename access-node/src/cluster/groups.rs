@@ -30,6 +30,9 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How long a message that no member here takes stays away from the members of other nodes.
 const NOBODY_TAKES: Duration = Duration::from_millis(250);
 
+/// After so many times a message is one that no member can have: it is larger than they take.
+const GIVEN_BACK_MAX: u64 = 240;
+
 /// The groups that have members on this node.
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
@@ -180,7 +183,11 @@ async fn serve(node: &Arc<Node>, name: &Arc<str>, member: &GroupMember) {
 
 /// Gives a message to a member of this node; else back, after a while.
 async fn give(node: &Arc<Node>, group: &Arc<str>, delivery: FeedDelivery) {
-    let FeedDelivery { publication, ack } = delivery;
+    let FeedDelivery {
+        publication,
+        ack,
+        given_back,
+    } = delivery;
     let filter = TopicFilter::parse((&**group).into());
     let is_for_it = filter.is_ok_and(|filter| filter.matches(&publication.publish.topic));
     let publish = still_valid(&publication).filter(|_| is_for_it);
@@ -210,7 +217,9 @@ async fn give(node: &Arc<Node>, group: &Arc<str>, delivery: FeedDelivery) {
     let placed = redispatch::offer(node, &message).await;
     match placed {
         Ok(true) => {}
-        Ok(false) if !is_waited_for => node.metrics.dropped_no_member.increment(1),
+        Ok(false) if !is_waited_for || given_back >= GIVEN_BACK_MAX => {
+            node.metrics.dropped_no_member.increment(1);
+        }
         Ok(false) | Err(_) => {
             // Whoever has room on another node is to have it, but not as fast as it can go in circles.
             tokio::time::sleep(NOBODY_TAKES).await;

@@ -162,6 +162,8 @@ pub struct FeedDelivery {
     pub publication: Publication,
     /// To be told when it is where it belongs.
     pub ack: Ack,
+    /// How often it was given back before, as far as the queue counts that.
+    pub given_back: u64,
 }
 
 /// The reader's end. Ends when it is dropped.

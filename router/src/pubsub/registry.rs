@@ -20,13 +20,19 @@ pub struct Group {
 #[async_trait]
 pub trait QueueRegistry: Send + Sync {
     /// Makes `member` one of the group. A group without members begins a new life; or goes on with the life `known`, which
-    /// is that of a member who knows of no end: then it is the notes that were lost.
+    /// is that of a member who knows of no end: then it is the notes that were lost. Says whether this call began it.
     async fn join(
         &self,
         filter: &str,
         member: &str,
         known: Option<u64>,
-    ) -> Result<Group, StoreError>;
+    ) -> Result<(Group, bool), StoreError>;
+
+    /// Whether the queue of a life is there.
+    async fn is_declared(&self, group: &Group) -> Result<bool, StoreError>;
+
+    /// Notes that the queue of a life is there.
+    async fn note_declared(&self, group: &Group) -> Result<(), StoreError>;
 
     /// Notes a life as ended that nobody is a member of.
     async fn end(&self, group: &Group) -> Result<(), StoreError>;

@@ -37,7 +37,7 @@ impl QueueRegistry for RedisStore {
         filter: &str,
         member: &str,
         known: Option<u64>,
-    ) -> Result<Group, StoreError> {
+    ) -> Result<(Group, bool), StoreError> {
         let keys = [
             self.queues_key("lives"),
             self.members_key(filter),
@@ -48,10 +48,19 @@ impl QueueRegistry for RedisStore {
             .arg(filter)
             .arg(member)
             .arg(known);
-        Ok(Group {
-            filter: filter.into(),
-            generation: parse(self.link.submit(TAG, call).await?)?,
-        })
+        let (generation, is_new) = parse(self.link.submit(TAG, call).await?)?;
+        let filter = filter.into();
+        Ok((Group { filter, generation }, is_new))
+    }
+
+    async fn is_declared(&self, group: &Group) -> Result<bool, StoreError> {
+        let call = Call::command("SISMEMBER", &self.queues_key("declared")).arg(group.generation);
+        parse(self.link.read(call).await?)
+    }
+
+    async fn note_declared(&self, group: &Group) -> Result<(), StoreError> {
+        let call = Call::command("SADD", &self.queues_key("declared")).arg(group.generation);
+        self.link.submit(TAG, call).await.map(drop)
     }
 
     async fn end(&self, group: &Group) -> Result<(), StoreError> {
@@ -111,6 +120,8 @@ impl QueueRegistry for RedisStore {
     }
 
     async fn forget(&self, group: &Group) -> Result<(), StoreError> {
+        let declared = Call::command("SREM", &self.queues_key("declared")).arg(group.generation);
+        self.link.submit(TAG, declared).await?;
         let call = Call::command("HDEL", &self.queues_key("ended")).arg(group.generation);
         self.link.submit(TAG, call).await.map(drop)
     }
@@ -141,8 +152,12 @@ mod tests {
         let fixture = Fixture::start();
         let store = &fixture.store;
         let filter = "$share/g/a/{b}/+";
-        let first = store.join(filter, "node:a", None).await.unwrap();
-        assert_eq!(store.join(filter, "shard:3", Some(7)).await.unwrap(), first);
+        let (first, is_new) = store.join(filter, "node:a", None).await.unwrap();
+        assert!(is_new && !store.is_declared(&first).await.unwrap());
+        store.note_declared(&first).await.unwrap();
+        assert!(store.is_declared(&first).await.unwrap());
+        let joined = store.join(filter, "shard:3", Some(7)).await.unwrap();
+        assert_eq!(joined, (first.clone(), false));
         assert_eq!(store.group(filter).await.unwrap(), Some(first.clone()));
         let (group, mut members) = store.groups().await.unwrap().remove(0);
         members.sort_unstable();
@@ -155,7 +170,7 @@ mod tests {
         store.leave(filter, "shard:3").await.unwrap();
         assert_eq!(store.ended().await.unwrap(), [first.clone()]);
         assert_eq!(store.group(filter).await.unwrap(), None);
-        let second = store.join(filter, "node:b", None).await.unwrap();
+        let (second, _) = store.join(filter, "node:b", None).await.unwrap();
         assert!(second.generation > first.generation);
         store.forget(&first).await.unwrap();
         assert!(store.ended().await.unwrap().is_empty());
@@ -164,7 +179,8 @@ mod tests {
         // The notes are lost, but not with the members.
         fixture.command("FLUSHALL", &[]).await;
         let known = Some(second.generation);
-        assert_eq!(store.join(filter, "node:b", known).await.unwrap(), second);
+        let joined = store.join(filter, "node:b", known).await.unwrap();
+        assert_eq!(joined, (second, false));
         store.end(&first).await.unwrap();
         assert_eq!(store.ended().await.unwrap(), [first]);
     }

@@ -63,6 +63,12 @@ pub(super) fn properties_of(publication: &Publication, origin: &str) -> BasicPro
     properties.with_headers(headers)
 }
 
+/// How often a durable queue has delivered it in vain.
+pub(super) fn given_back(delivery: &Delivery) -> u64 {
+    let count = header(delivery, "x-delivery-count").and_then(as_number);
+    count.map_or(0, |count| u64::try_from(count).unwrap_or(0))
+}
+
 /// Whether this process has published it.
 pub(super) fn is_from(delivery: &Delivery, origin: &str) -> bool {
     header(delivery, ORIGIN)

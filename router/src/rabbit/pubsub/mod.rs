@@ -13,6 +13,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -22,6 +23,7 @@ use lapin::options::QueueDeleteOptions;
 use lapin::types::{FieldTable, ShortString};
 use moorline_mqtt::QoS;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::link::answered;
 use super::publisher::sender_hash;
@@ -39,6 +41,9 @@ const PATTERNS_MAX: usize = 128;
 const PREFETCH: u16 = 512;
 /// A group's feed takes as much as its members may have unacknowledged, but what one node has taken no other can give.
 const GROUP_PREFETCH: u16 = 256;
+/// How long whoever begins a group has to make its queue, before another one does.
+const DECLARED_TIMEOUT: Duration = Duration::from_secs(5);
+const DECLARED_EVERY: Duration = Duration::from_millis(50);
 /// Publishing connections. A sender has one of them.
 const LANES: usize = 2;
 /// Publications that wait for a node; beyond, the oldest go.
@@ -160,6 +165,15 @@ impl RabbitPubSub {
         self.topology(std::iter::once(declared).chain(bindings))
     }
 
+    /// Whoever consumes from a quorum queue that another process is just making loses the connection over it.
+    async fn await_declared(&self, group: &Group) -> Result<(), StoreError> {
+        let given_up = Instant::now() + DECLARED_TIMEOUT;
+        while !self.registry.is_declared(group).await? && Instant::now() < given_up {
+            tokio::time::sleep(DECLARED_EVERY).await;
+        }
+        Ok(())
+    }
+
     fn publishing(&self, publication: Publication) -> Publishing {
         let publish = &publication.publish;
         let key = routing_key(publish.topic.as_str(), publish.qos);
@@ -245,15 +259,19 @@ impl PubSub for RabbitPubSub {
     async fn join_group(&self, group: &str, member: &GroupMember) -> Result<Group, StoreError> {
         let known = self.declared.lock().get(group).copied();
         let name = member.to_string();
-        let joined = self.registry.join(group, &name, known).await?;
+        let (joined, is_new) = self.registry.join(group, &name, known).await?;
         if let Some(generation) = known.filter(|known| *known != joined.generation) {
             // The notes were lost, and somebody who did not know of this life was first to begin another.
             let filter = group.into();
             self.registry.end(&Group { filter, generation }).await?;
         }
         if known != Some(joined.generation) {
+            if !is_new {
+                self.await_declared(&joined).await?;
+            }
             let topology = self.group_topology(&joined);
             topology.declare(&self.consume_link, 0).await?;
+            self.registry.note_declared(&joined).await?;
             let mut declared = self.declared.lock();
             declared.insert(group.into(), joined.generation);
         }

@@ -280,14 +280,14 @@ impl Reading<'_> {
             return Ok(answered(self.channel.basic_nack(tag, options)).await?);
         };
         self.unacknowledged.insert(tag);
-        let ack = Ack::new(tag, &self.acks);
+        let delivery = FeedDelivery {
+            publication,
+            ack: Ack::new(tag, &self.acks),
+            given_back: codec::given_back(&delivery),
+        };
         // There is room for as many as may be unacknowledged. After a reconnect the reader may still have those of before,
         // and then this waits for it. If it has gone, what was not sent goes to another.
-        let _ = self
-            .feed
-            .deliveries
-            .send(FeedDelivery { publication, ack })
-            .await;
+        let _ = self.feed.deliveries.send(delivery).await;
         Ok(())
     }
 
