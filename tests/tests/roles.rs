@@ -157,11 +157,12 @@ fn each_role_is_alive_ready_and_counted_and_only_the_push_service_has_the_api() 
                 api.get("/healthz").await.expect(200),
                 json!({"status": "ok"})
             );
-            assert_eq!(
-                api.get("/readyz").await.expect(200)["ready"],
-                true,
-                "{role}"
-            );
+            // Some connections to RabbitMQ are made a moment after the start.
+            let ready = eventually(SOON, "it is ready", || async {
+                let answer = api.get("/readyz").await;
+                (answer.status == 200).then(|| answer.json())
+            });
+            assert_eq!(ready.await["ready"], true, "{role}");
             assert_eq!(api.get("/metrics").await.status, 200);
             let expected = if role == "push-service" { 200 } else { 404 };
             assert_eq!(api.get("/v1/nodes").await.status, expected, "{role}");
