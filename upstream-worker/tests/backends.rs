@@ -452,3 +452,51 @@ async fn what_was_not_settled_comes_again_after_a_restart() {
     assert_eq!(healthy.bodies(), ["2", "3"]);
     assert_eq!(calls[0].header("webhook-id"), ids[1].as_str());
 }
+
+/// Four partitions wait for one backend: while it is out they ask it one by one, not all together, and nothing is given up.
+#[tokio::test]
+async fn a_backend_that_is_out_is_asked_now_and_then_and_gets_everything_in_order_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let started = Instant::now();
+    let out = Duration::from_millis(1_500);
+    let backend = Backend::start(move |_, _| match started.elapsed() < out {
+        true => Answer::Status(503),
+        false => Answer::Status(200),
+    })
+    .await;
+    let mut patient = rule("a", &backend.url);
+    patient["retry"] = json!({"attempts": 1_000, "initial": "50ms", "max": "50ms"});
+    let config = config(&[patient]);
+    for n in 0..5 {
+        for device in 0..8 {
+            let (client, body) = (format!("dev-{device}"), format!("{device}:{n}"));
+            publish(&store, &config, &client, "up/a", &body).await;
+        }
+    }
+    let worker = Worker::start(&store, &config);
+    eventually("everything arrives", async || {
+        let calls = backend.calls();
+        let arrived = calls.iter().filter(|call| call.at >= started + out);
+        (arrived.count() >= 40).then_some(())
+    })
+    .await;
+    worker.stop().await;
+    let (while_out, later): (Vec<_>, Vec<_>) = backend
+        .calls()
+        .into_iter()
+        .partition(|call| call.at < started + out);
+    // Four partitions that each try every 25 ms on average would make about 240.
+    assert!(while_out.len() < 100, "{} calls", while_out.len());
+    for device in 0..8 {
+        let of = later
+            .iter()
+            .filter(|call| call.body.starts_with(&format!("{device}:")));
+        let mut bodies: Vec<_> = of.map(|call| call.body.clone()).collect();
+        bodies.dedup();
+        let expected: Vec<_> = (0..5).map(|n| format!("{device}:{n}")).collect();
+        assert_eq!(bodies, expected);
+    }
+    let letters = store.stores().upstream.dead_letters(None, 10).await;
+    assert!(letters.unwrap().is_empty());
+}
