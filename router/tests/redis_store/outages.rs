@@ -21,7 +21,7 @@ fn config(server: &RedisServer) -> Config {
     }
 }
 
-const LEASE_MS: u64 = 800;
+const LEASE_MS: u64 = 1_500;
 
 #[tokio::test]
 async fn nobody_is_thought_dead_because_redis_was_frozen() {
@@ -37,7 +37,7 @@ async fn nobody_is_thought_dead_because_redis_was_frozen() {
     assert!(store.hold(shard, &a.id, LEASE_MS).await.unwrap());
     redis.freeze();
     let frozen = Instant::now();
-    while frozen.elapsed() < Duration::from_millis(LEASE_MS * 3) {
+    while frozen.elapsed() < Duration::from_millis(LEASE_MS * 2) {
         let refused = store.renew(a.clone(), LEASE_MS).await;
         assert!(
             matches!(refused, Err(StoreError::Unavailable(_))),
@@ -45,11 +45,11 @@ async fn nobody_is_thought_dead_because_redis_was_frozen() {
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let thawed = Instant::now();
     redis.thaw();
     // Whoever comes first may be one that asks, not one that renews.
     let asker = open(&config(&redis));
     assert!(asker.stranded(shard, 10).await.unwrap().is_empty());
-    let thawed = Instant::now();
     assert_eq!(asker.nodes().await.unwrap().len(), 2);
     assert!(!asker.hold(shard, &b.id, LEASE_MS).await.unwrap());
     assert_eq!(asker.look_up(&device).await.unwrap().unwrap().epoch, epoch);
@@ -72,7 +72,7 @@ async fn nobody_is_thought_dead_because_redis_was_frozen() {
     }
     assert_eq!(known, Some(true), "its lease was never lost");
     assert!(
-        thawed.elapsed() >= Duration::from_millis(LEASE_MS - 100),
+        thawed.elapsed() >= Duration::from_millis(LEASE_MS - 10),
         "{:?}",
         thawed.elapsed()
     );
