@@ -187,10 +187,14 @@ impl Receipt {
 /// read in the order in which their appends were called.
 #[async_trait]
 pub trait Inboxes: Send + Sync {
-    /// Makes every message durable, all or none of those that are answered [`Appended::Stored`],
-    /// then looks the routes up. Answers are in the order of `appends`. The call takes its place in
-    /// the order of writes when it is made, before the future is polled, so that a session can go
-    /// on reading packets while earlier ones become durable.
+    /// Makes every message durable, then looks the routes up. Answers are in the order of `appends`. The call
+    /// takes its place in the order of writes when it is made, before the future is polled, so that a session
+    /// can go on reading packets while earlier ones become durable.
+    ///
+    /// An error promises nothing: on one machine nothing was stored then, on many each message by itself may have
+    /// been. Made again with the same ids and fingerprints, what was stored answers [`Appended::Repeated`]; without
+    /// fingerprints it is stored a second time, with the same id. A repetition with another client is known after
+    /// the fact on many machines: its message is withdrawn, and may have been handed on in between.
     fn append(
         &self,
         appends: Vec<Append>,
@@ -231,9 +235,12 @@ pub trait Inboxes: Send + Sync {
     /// with the same message id.
     fn end(&self, ends: Vec<End>);
 
-    /// Moves an entry of a shared subscription, whose session has ended, to the inbox that `to` names: both happen or
-    /// neither. Without `to` it is taken out. Of several that try the same entry, one succeeds. A QoS 2 entry that
-    /// may have been sent already is never another client's [MQTT-4.8.2-5]. Durable once resolved.
+    /// Moves an entry of a shared subscription, whose session has ended, to the inbox that `to` names. Without `to` it
+    /// is taken out. Of several that try the same entry, one succeeds. A QoS 2 entry that may have been sent already
+    /// is never another client's [MQTT-4.8.2-5]. Durable once resolved.
+    ///
+    /// On one machine both inboxes change or neither. On many the entry is appended first and ended then: a process or
+    /// store that dies in between, or an error, may leave it in both with the same id, and never in none.
     fn hand_over(
         &self,
         client: &ClientId,

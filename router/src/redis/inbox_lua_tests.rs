@@ -160,11 +160,8 @@ async fn read_looks_at_a_bounded_number_of_entries() {
             expires_at_ms: (n < 600).then_some(1),
             ..push("x")
         };
-        let _ = redis
-            .store
-            .inboxes
-            .link
-            .submit("device", calls.append(&append(message)));
+        let call = calls.append(&append(message));
+        redis.store.inboxes.link.note("device", call);
     }
     redis.store.flush().await;
     redis
@@ -368,11 +365,8 @@ async fn status_ends_a_bounded_number_of_what_is_over() {
             expires_at_ms: Some(soon),
             ..push("x")
         };
-        let _ = redis
-            .store
-            .inboxes
-            .link
-            .submit("device", calls.append(&append(message)));
+        let call = calls.append(&append(message));
+        redis.store.inboxes.link.note("device", call);
     }
     redis.store.flush().await;
     let deadline = redis.command("PTTL", &[INBOX]).await;
