@@ -107,8 +107,10 @@ impl Link {
 
     async fn connect(&self) -> Result<(Connection, Channel), StoreError> {
         let uri = self.uri.clone().map_err(StoreError::Unavailable)?;
-        let mut tls = lapin::tcp::OwnedTLSConfig::default();
-        tls.cert_chain = self.authorities.clone().map_err(StoreError::Unavailable)?;
+        let tls = lapin::tcp::OwnedTLSConfig {
+            cert_chain: self.authorities.clone().map_err(StoreError::Unavailable)?,
+            ..lapin::tcp::OwnedTLSConfig::default()
+        };
         let properties =
             ConnectionProperties::default().with_connection_name(self.name.clone().into());
         let runtime = lapin::runtime::default_runtime().map_err(unavailable)?;

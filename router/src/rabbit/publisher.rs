@@ -51,7 +51,7 @@ impl Publishing {
 
     fn header_bytes(&self) -> usize {
         let headers = self.properties.headers().as_ref();
-        headers.map_or(0, |headers| table_bytes(headers))
+        headers.map_or(0, table_bytes)
     }
 }
 

@@ -145,10 +145,7 @@ async fn copy(
     delay: &AtomicU64,
 ) {
     let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let Ok(length @ 1..) = from.read(&mut buffer).await else {
-            break;
-        };
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
         let micros = delay.load(Ordering::Relaxed);
         if micros > 0 {
             tokio::time::sleep(Duration::from_micros(micros)).await;
