@@ -324,7 +324,7 @@ async fn single_calls_say_what_the_node_says() {
     assert!(nodes.displace(&id, &car, Epoch(8)).await.unwrap());
     assert!(!nodes.displace(&id, &car, Epoch(7)).await.unwrap());
     nodes.session_changed(&id, &car).await.unwrap();
-    assert_eq!(*node.changed.lock().unwrap(), [car.clone()]);
+    assert_eq!(*node.changed.lock().unwrap(), std::slice::from_ref(&car));
     let views = nodes
         .sessions(&id, &[car.clone(), client("nobody")])
         .await
@@ -368,7 +368,7 @@ async fn bans_concern_every_node_and_are_listed_once() {
     let target = BanTarget::parse("client", "two").unwrap();
     assert!(nodes.ban_changed(&target).await.unwrap());
     for node in [&first, &second] {
-        assert_eq!(*node.bans_changed.lock().unwrap(), [target.clone()]);
+        assert_eq!(*node.bans_changed.lock().unwrap(), std::slice::from_ref(&target));
     }
     // A node that cannot be told makes the call fail, but the others are told all the same.
     registry.add("c", "127.0.0.1:1");

@@ -112,7 +112,7 @@ impl SharedBackends {
         let usage = |error: String| Failure::Usage(error);
         let security = config.cluster.security().map_err(usage)?;
         let limits = Limits {
-            inbox: config.store.inbox.clone(),
+            inbox: config.store.inbox,
             receipt_retention: config.store.receipt_retention,
             receipts_bytes_max: config.store.receipts_bytes_max,
         };

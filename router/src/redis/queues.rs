@@ -168,7 +168,7 @@ mod tests {
         store.leave(filter, "node:a").await.unwrap();
         assert!(store.ended().await.unwrap().is_empty());
         store.leave(filter, "shard:3").await.unwrap();
-        assert_eq!(store.ended().await.unwrap(), [first.clone()]);
+        assert_eq!(store.ended().await.unwrap(), std::slice::from_ref(&first));
         assert_eq!(store.group(filter).await.unwrap(), None);
         let (second, _) = store.join(filter, "node:b", None).await.unwrap();
         assert!(second.generation > first.generation);
