@@ -157,7 +157,8 @@ mod tests {
             store.dead_letters_page(after.as_ref(), 1).await.unwrap()
         };
         let whole: Vec<_> = all.iter().map(|(_, letter)| letter.clone()).collect();
-        assert_eq!(page(None).await, whole, "to the newest letter of the first");
+        let to_the_second = &whole[..2];
+        assert_eq!(page(None).await, to_the_second, "it has no newer letter");
         assert!(page(Some(first.id.clone())).await.is_empty());
         assert_eq!(page(Some(second.id.clone())).await, whole[2..]);
         let found = store.dead_letters_of(&first.id).await.unwrap();
