@@ -1,7 +1,10 @@
 //! The publisher in front of a real RabbitMQ that is full, in alarm, frozen and killed.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(clippy::print_stdout, reason = "a measurement is for the person who runs it")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a measurement is for the person who runs it"
+)]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -1,7 +1,10 @@
 //! Pub/sub between nodes over a real RabbitMQ, with the notes in a real Redis.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(clippy::print_stdout, reason = "a measurement is for the person who runs it")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a measurement is for the person who runs it"
+)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
