@@ -368,7 +368,10 @@ async fn bans_concern_every_node_and_are_listed_once() {
     let target = BanTarget::parse("client", "two").unwrap();
     assert!(nodes.ban_changed(&target).await.unwrap());
     for node in [&first, &second] {
-        assert_eq!(*node.bans_changed.lock().unwrap(), std::slice::from_ref(&target));
+        assert_eq!(
+            *node.bans_changed.lock().unwrap(),
+            std::slice::from_ref(&target)
+        );
     }
     // A node that cannot be told makes the call fail, but the others are told all the same.
     registry.add("c", "127.0.0.1:1");
