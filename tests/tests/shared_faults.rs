@@ -124,8 +124,8 @@ impl Member {
         if !device.session_present {
             self.received.clear();
         }
-        let subscribe = wire::subscribe(self.version, 1, &Vec::new(), &[(FILTER, 2)]);
-        device.send(&subscribe).await.unwrap();
+        // From here on it is a member, and whatever is acknowledged is for one of them.
+        assert_eq!(device.subscribe(FILTER, 2).await, 2);
         let mut unconfirmed = Vec::new();
         while let Arrived::Packet(packet) = device.receive(quiet).await {
             self.answer(&mut device, &packet, &mut unconfirmed).await;

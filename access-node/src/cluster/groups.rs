@@ -30,6 +30,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How long a message that no member here takes stays away from the members of other nodes.
 const NOBODY_TAKES: Duration = Duration::from_millis(250);
 
+/// How old a message of QoS 0 may be.
+const LIVE_MS: u64 = 10_000;
 /// After so many times a message is one that no member can have: it is larger than they take.
 const GIVEN_BACK_MAX: u64 = 240;
 
@@ -190,7 +192,10 @@ async fn give(node: &Arc<Node>, group: &Arc<str>, delivery: FeedDelivery) {
     } = delivery;
     let filter = TopicFilter::parse((&**group).into());
     let is_for_it = filter.is_ok_and(|filter| filter.matches(&publication.publish.topic));
-    let publish = still_valid(&publication).filter(|_| is_for_it);
+    let age_ms = unix_ms().saturating_sub(publication.published_at_ms);
+    // It has waited while nobody was there, which QoS 0 does not.
+    let is_late = publication.publish.qos == QoS::AtMostOnce && age_ms > LIVE_MS;
+    let publish = still_valid(&publication).filter(|_| is_for_it && !is_late);
     let Some(publish) = publish else {
         ack.done();
         return;

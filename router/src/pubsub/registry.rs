@@ -20,7 +20,8 @@ pub struct Group {
 #[async_trait]
 pub trait QueueRegistry: Send + Sync {
     /// Makes `member` one of the group. A group without members begins a new life; or goes on with the life `known`, which
-    /// is that of a member who knows of no end: then it is the notes that were lost. Says whether this call began it.
+    /// is that of a member who knows of no end: then it is the notes that were lost. Says whether this call began it, or began it again: its
+    /// queue may not be there then.
     async fn join(
         &self,
         filter: &str,

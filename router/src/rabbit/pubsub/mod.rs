@@ -265,7 +265,7 @@ impl PubSub for RabbitPubSub {
             let filter = group.into();
             self.registry.end(&Group { filter, generation }).await?;
         }
-        if known != Some(joined.generation) {
+        if is_new || known != Some(joined.generation) {
             if !is_new {
                 self.await_declared(&joined).await?;
             }

@@ -89,6 +89,7 @@ pub(super) async fn run(mut source: Source, feed: FeedSource) {
         };
         match ended {
             Ended::Closed => return,
+            Ended::Broken(_) if feed.deliveries.is_closed() => return,
             Ended::Broken(fault) => {
                 let (Fault::Connection(error) | Fault::Other(error)) = &fault;
                 if !failing {
@@ -301,6 +302,12 @@ impl Reading<'_> {
             if is_done {
                 done.push(tag);
                 continue;
+            }
+            if !matches!(self.source.queue, QueueKind::Bound { .. }) {
+                // One by one they would come again in another order. The end of the channel gives all of them back.
+                return Err(Fault::Other(StoreError::Unavailable(
+                    "the reader let go of a publication".into(),
+                )));
             }
             let options = BasicNackOptions {
                 requeue: true,
