@@ -82,7 +82,8 @@ pub trait Sessions: Send + Sync {
     /// The unreleased QoS 2 PUBLISH of a client.
     async fn received(&self, client: &ClientId) -> Result<Vec<ReceivedPublish>, StoreError>;
 
-    /// Notes a QoS 2 PUBLISH that the connection `epoch` received; [`StoreError::Stale`] once there is a newer one.
+    /// Notes a QoS 2 PUBLISH that the connection `epoch` received. A store of several nodes answers [`StoreError::Stale`] once there
+    /// is a newer one.
     fn save_received(
         &self,
         client: &ClientId,
