@@ -1,6 +1,6 @@
 //! What a node takes publications from, whatever brings them there.
 //!
-//! A feed has two ends. [`Feed`] is the reader's. [`FeedSource`] is that of the backend, which lasts over broken connections: to
+//! A feed has two ends. [`Feed`] is the reader's. `FeedSource` is that of the backend, which lasts over broken connections: to
 //! the reader nothing happens but a pause, after which what was not acknowledged comes again.
 
 use std::sync::Arc;

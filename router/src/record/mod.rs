@@ -2,7 +2,7 @@
 //!
 //! Every backend keeps its records in this form, under keys of its own. A store that replays a journal
 //! which is damaged in the middle as if it had ended there needs a checksum over the key as well: it finds
-//! whatever slips through, and a value that ended up under another key. What the fields mean is in [`format`].
+//! whatever slips through, and a value that ended up under another key. What the fields mean is in `format`.
 
 pub(crate) mod format;
 

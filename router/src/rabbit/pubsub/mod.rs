@@ -6,7 +6,7 @@
 //! | `{prefix}.sessions.{shard}` | the persistent sessions of a shard | what they want with QoS 1 and 2 | QoS 1 and 2; refuses at the limit |
 //! | `{prefix}.share.{hash}.{life}` | a group of a shared subscription | its filter | QoS 0, 1, 2; refuses at the limit |
 //!
-//! Read in this order: here, [`codec`], [`worker`].
+//! Read in this order: here, `codec`, `worker`.
 
 mod codec;
 mod worker;
