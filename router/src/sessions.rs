@@ -83,7 +83,7 @@ pub trait Sessions: Send + Sync {
     async fn received(&self, client: &ClientId) -> Result<Vec<ReceivedPublish>, StoreError>;
 
     /// Notes a QoS 2 PUBLISH that the connection `epoch` received. A store of several nodes answers [`StoreError::Stale`] once there
-    /// is a newer one.
+    /// is a newer one, but for the note that a message which it had noted before went on: the newer one loads that.
     fn save_received(
         &self,
         client: &ClientId,

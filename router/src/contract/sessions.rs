@@ -210,12 +210,34 @@ pub async fn an_older_connection_writes_nothing_any_more(backend: &mut dyn Backe
     let device = client("a");
     let old = routes.claim(&device, &node.id).await.unwrap().epoch;
     sessions.save(old, session("a", &["old"])).await.unwrap();
+    let before = received(1, false);
+    sessions
+        .save_received(&device, old, before.clone())
+        .await
+        .unwrap();
     let new = routes.claim(&device, &node.id).await.unwrap().epoch;
     let refused = sessions.save(old, session("a", &["late"])).await;
     assert!(
         matches!(refused, Err(crate::StoreError::Stale { current }) if current == new),
         "{refused:?}"
     );
+    // What it had taken before it sees through: the newer one loads that.
+    let done = ReceivedPublish {
+        done: true,
+        ..before
+    };
+    sessions
+        .save_received(&device, old, done.clone())
+        .await
+        .unwrap();
+    assert_eq!(
+        sessions.received(&device).await.unwrap(),
+        std::slice::from_ref(&done)
+    );
+    sessions
+        .release_received(&device, done.packet_id)
+        .await
+        .unwrap();
     let refused = sessions.delete(&device, Some(old)).await;
     assert!(
         matches!(refused, Err(crate::StoreError::Stale { .. })),

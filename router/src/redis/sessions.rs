@@ -13,7 +13,7 @@ use crate::{ClientId, Epoch, ReceivedPublish, SessionRecord, Sessions, StoreErro
 
 static SESSION_SAVE: Script = script!("fence.lua", "session_save.lua");
 static SESSION_DELETE: Script = script!("fence.lua", "session_delete.lua");
-static RECEIVED_SAVE: Script = script!("fence.lua", "received_save.lua");
+static RECEIVED_SAVE: Script = script!("received_save.lua");
 static WILL_SAVE: Script = script!("will_save.lua");
 static WILL_DELETE: Script = script!("will_delete.lua");
 
@@ -151,10 +151,21 @@ impl Sessions for RedisStore {
     ) -> BoxFuture<'static, Result<(), StoreError>> {
         let keys = [self.route_key(client), self.received_key(client)];
         let record = format::received(keys[1].as_bytes(), &received);
+        let before = match received.done {
+            true => format::received(
+                keys[1].as_bytes(),
+                &ReceivedPublish {
+                    done: false,
+                    ..received.clone()
+                },
+            ),
+            false => Vec::new(),
+        };
         let save = Call::script(&RECEIVED_SAVE, &keys)
             .arg(epoch.0)
             .arg(received.packet_id.0.get())
-            .arg(record);
+            .arg(record)
+            .arg(before);
         let saved = self.link.submit(client.as_str(), save);
         async move { saved.await.map(|_| ()) }.boxed()
     }
