@@ -12,6 +12,13 @@ pub struct InvalidId {
     problem: &'static str,
 }
 
+impl InvalidId {
+    /// `what` has this `problem`.
+    pub(crate) fn of(what: &'static str, problem: &'static str) -> Self {
+        Self { what, problem }
+    }
+}
+
 /// An MQTT client identifier: 1 to 65,535 bytes of UTF-8 without U+0000.
 ///
 /// Shared, so that the registry, the route and the session of one device hold one copy.

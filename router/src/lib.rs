@@ -14,6 +14,7 @@
 //! | [`Events`] | that devices came and went, for backends; many nodes only |
 //! | [`Bans`] | who may not connect |
 //! | [`UpstreamBus`] | what devices sent and a backend has not taken yet |
+//! | [`Jobs`] | what is to be done later, unless something happens before |
 //! | [`Nodes`] | the way to an access node, wherever it runs |
 //!
 //! Read in this order: [`ids`], [`message`], the seams above, then [`embedded`], the backend of a
@@ -32,6 +33,7 @@ pub mod events;
 pub mod fence;
 pub mod ids;
 pub mod inboxes;
+pub mod jobs;
 pub mod message;
 pub mod migrate;
 pub mod nodes;
@@ -52,6 +54,11 @@ pub use ids::{ClientId, Epoch, InvalidId, MessageId, NodeId, Position, unix_ms};
 pub use inboxes::{
     Append, Appended, End, EndReason, HandedOver, InboxEntry, InboxPage, InboxStatus, Inboxes,
     Receipt, ReceiptState, ReceiptStep, Recipient,
+};
+pub use jobs::{
+    ActionKind, ActionState, ClaimToken, Claimed, Clock, EventKind, EventName, EventOutcome, Job,
+    JobAction, JobChange, JobCounts, JobCreated, JobCursor, JobEvent, JobFilter, JobId, JobLimits,
+    JobPage, JobPatch, JobPlan, JobSettlement, JobState, Jobs, NewJob, RetryPolicy, Settled, Swept,
 };
 pub use message::{Message, Origin, Share};
 pub use nodes::{BanView, Delivery, DeliveryOutcome, Nodes, Published, SessionView};
