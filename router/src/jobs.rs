@@ -18,6 +18,7 @@
 mod clock;
 mod event;
 mod job;
+mod life;
 
 use async_trait::async_trait;
 use jiff::SignedDuration;
@@ -104,7 +105,7 @@ pub enum Settled {
 /// What a claim got.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Claimed {
-    /// In the order of (due, id), each with its new token, state [`JobState::Firing`].
+    /// In the order of ([`Job::due_ms`], id), each with its new token, state [`JobState::Firing`].
     pub jobs: Vec<Job>,
     /// When the next claim gets something, Unix milliseconds: the earliest due job or end of a lease that is left.
     /// In the past where the limit ended this claim. `None` where there is none.
@@ -120,14 +121,14 @@ pub struct JobFilter {
     pub event: Option<EventName>,
     /// The state.
     pub state: Option<JobState>,
-    /// Due at this time or later, Unix milliseconds.
+    /// [`Job::at_ms`] is this or later, Unix milliseconds.
     pub from_ms: Option<u64>,
-    /// Due before this time, Unix milliseconds.
+    /// [`Job::at_ms`] is before this, Unix milliseconds.
     pub to_ms: Option<u64>,
 }
 
 impl JobFilter {
-    /// Whether the list is in the order of ids rather than of (due, id).
+    /// Whether the list is in the order of ids rather than of ([`Job::at_ms`], id).
     pub fn is_by_id(&self) -> bool {
         self.prefix.is_some() || self.event.is_some()
     }
@@ -138,16 +139,16 @@ impl JobFilter {
         prefix.is_none_or(|prefix| job.id.as_str().starts_with(prefix))
             && self.event.as_ref().is_none_or(|event| job.names(event))
             && self.state.is_none_or(|state| job.state == state)
-            && self.from_ms.is_none_or(|from| job.fire_at_ms >= from)
-            && self.to_ms.is_none_or(|to| job.fire_at_ms < to)
+            && self.from_ms.is_none_or(|from| job.at_ms() >= from)
+            && self.to_ms.is_none_or(|to| job.at_ms() < to)
     }
 }
 
 /// Where a page of a list ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobCursor {
-    /// Of the last job that was looked at.
-    pub fire_at_ms: u64,
+    /// [`Job::at_ms`] of the last job that was looked at.
+    pub at_ms: u64,
     /// Of the last job that was looked at.
     pub id: JobId,
 }
@@ -175,6 +176,12 @@ pub struct JobCounts {
 }
 
 impl JobCounts {
+    /// Of all states together.
+    pub fn total(mut self) -> u64 {
+        let states = JobState::ALL.into_iter();
+        states.map(|state| *self.of(state)).sum()
+    }
+
     /// Those of one state.
     pub fn of(&mut self, state: JobState) -> &mut u64 {
         match state {
@@ -291,7 +298,7 @@ pub trait Jobs: Send + Sync {
     async fn retry_failed(&self, id: &JobId, now_ms: u64) -> Result<JobChange, StoreError>;
 
     /// Jobs by `filter`, from after `after`, at most `limit`: in the order of the bytes of their ids where a prefix or an
-    /// event is given ([`JobFilter::is_by_id`]), else of (`fire_at_ms`, id). The page is no snapshot: a job that changes
+    /// event is given ([`JobFilter::is_by_id`]), else of ([`Job::at_ms`], id). The page is no snapshot: a job that changes
     /// meanwhile may be missing or come twice.
     async fn list(
         &self,

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
+use crate::JobLimits;
+
 /// The embedded store's settings. The data directory is the only one without which it cannot start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,6 +25,9 @@ pub struct Config {
     pub upstream_queue_bytes_max: u64,
     /// Partitions of a rule's queue. A queue keeps the number it was made with while it holds anything.
     pub upstream_partitions: u16,
+    /// What is kept of delayed jobs. Has a section of its own: set by whoever opens the store.
+    #[serde(skip)]
+    pub jobs: JobLimits,
     /// Below this much free space nothing that adds data is accepted.
     pub min_free_bytes: u64,
     /// Memory for blocks read from disk.
@@ -40,6 +45,7 @@ impl Default for Config {
             receipts_bytes_max: 64 << 20,
             upstream_queue_bytes_max: 1 << 30,
             upstream_partitions: 8,
+            jobs: JobLimits::default(),
             min_free_bytes: 64 << 20,
             cache_bytes: 32 << 20,
             queue_bytes_max: 64 << 20,

@@ -199,6 +199,40 @@ impl Staged {
         }
     }
 
+    /// The first keys from `from` up to, without, `to`, staged changes included; at most `limit`.
+    pub(super) fn first_keys(
+        &self,
+        engine: &Engine,
+        from: Bound<Vec<u8>>,
+        to: Vec<u8>,
+        limit: usize,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        if let Bound::Included(from) | Bound::Excluded(from) = &from
+            && *from >= to
+        {
+            return Ok(Vec::new());
+        }
+        let mut stored = engine.view().range(from.clone(), to.clone()).peekable();
+        let mut changed = self.changes.range((from, Bound::Excluded(to))).peekable();
+        let mut keys = Vec::new();
+        while keys.len() < limit {
+            let stored_first = match (stored.peek(), changed.peek()) {
+                (None, None) => break,
+                (Some(Err(error)), _) => return Err(error.clone()),
+                (Some(Ok((stored, _))), Some((changed, _))) => **stored < ***changed,
+                (Some(Ok(_)), None) => true,
+                (None, Some(_)) => false,
+            };
+            if stored_first {
+                keys.extend(stored.next().transpose()?.map(|(key, _)| key.to_vec()));
+            } else if let Some((key, value)) = changed.next() {
+                stored.next_if(|pair| pair.as_ref().is_ok_and(|(stored, _)| **stored == **key));
+                keys.extend(value.is_some().then(|| key.clone()));
+            }
+        }
+        Ok(keys)
+    }
+
     /// Keys from `from` up to, without, `to`, staged changes included.
     pub(super) fn keys(
         &self,

@@ -20,6 +20,8 @@
 //! | `k` | message id 0 queue | which dead letter that is |
 //! | `h` | | the highest epoch that may have been handed out |
 //! | `z` | | written to see whether writing works |
+//!
+//! Those of delayed jobs (`j` `d` `v` `o` `a` `i` `g` `J`) are in [`super::job_keys`].
 
 use crate::{BanTarget, ClientId, MessageId, Position, QueueName, StoreError};
 

@@ -23,6 +23,11 @@ mod export;
 mod inbox_table;
 mod inbox_writes;
 mod inboxes;
+mod job_events;
+mod job_keys;
+mod job_table;
+mod job_writes;
+mod jobs;
 mod keys;
 mod metrics;
 mod migrate;
@@ -73,6 +78,7 @@ struct Shared {
     epochs: Epochs,
     routes: routes::RouteTable,
     upstream: upstream::UpstreamShared,
+    jobs: job_table::JobsShared,
     metrics: metrics::Metrics,
     state: RwLock<State>,
 }
@@ -157,6 +163,7 @@ impl EmbeddedStore {
         let ended = writer.join();
         let state = std::mem::replace(&mut *self.shared.state.write(), State::Closed);
         self.shared.upstream.notify_all();
+        self.shared.jobs.wake();
         let closed = match (ended, state) {
             (Ok(()), State::Open(engine)) => engine.sync(),
             (Ok(()), State::Outage(cause)) => Err(StoreError::Unavailable(cause)),

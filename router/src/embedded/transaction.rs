@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::engine::{Engine, Lookup, Staged};
+use super::job_table::JobTable;
 use super::keys;
 use super::receipts::FinalReceipts;
 use super::upstream_log::UpstreamLog;
@@ -23,6 +24,7 @@ pub(super) struct Transaction {
     pub(super) ended: Vec<EndReason>,
     pub(super) receipts: FinalReceipts,
     pub(super) upstream: UpstreamLog,
+    pub(super) jobs: JobTable,
     /// Nothing expires before this (Unix milliseconds) that has not been swept.
     pub(super) swept_to_ms: u64,
     epoch_mark: Option<u64>,
@@ -35,6 +37,7 @@ impl Transaction {
     pub(super) fn load(engine: Arc<Engine>, shared: Arc<Shared>) -> Result<Self, StoreError> {
         let receipts = FinalReceipts::load(&engine)?;
         let upstream = UpstreamLog::load(&engine, &shared)?;
+        let jobs = JobTable::load(&engine, &shared)?;
         Ok(Self {
             engine,
             shared,
@@ -43,6 +46,7 @@ impl Transaction {
             ended: Vec::new(),
             receipts,
             upstream,
+            jobs,
             swept_to_ms: 0,
             epoch_mark: None,
             more_to_do: false,
@@ -71,6 +75,7 @@ impl Transaction {
 
     /// Takes the staged changes, for the commit.
     pub(super) fn take_staged(&mut self) -> Staged {
+        self.jobs.stage_counts(&mut self.staged);
         std::mem::take(&mut self.staged)
     }
 
@@ -88,6 +93,7 @@ impl Transaction {
             self.shared.epochs.raise(mark);
         }
         self.upstream.committed(&self.shared);
+        self.jobs.committed(&self.shared.jobs);
     }
 
     /// The bounded chores between batches.

@@ -11,6 +11,7 @@ use super::directory::{Directory, OpenError};
 use super::engine::{Engine, Lookup, Staged};
 use super::epochs::Epochs;
 use super::inbox_table::InboxTable;
+use super::job_table::JobsShared;
 use super::metrics::Metrics;
 use super::queue::{Kind, Queue, Taken};
 use super::routes::RouteTable;
@@ -46,6 +47,7 @@ pub(super) fn start(config: Config) -> Result<(Arc<Shared>, JoinHandle<()>), Ope
         directory,
         inboxes: InboxTable::new(),
         epochs: Epochs::above(high_water),
+        jobs: JobsShared::new(high_water),
         routes: RouteTable::new(),
         upstream: UpstreamShared::default(),
         metrics: Metrics::new(),

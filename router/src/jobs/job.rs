@@ -232,6 +232,8 @@ pub struct Job {
     /// How often it was claimed in that time. One that is claimed much more often than it is settled takes whoever carries it out
     /// down with it.
     pub claims: u32,
+    /// A claim before the newest one may have begun it: it never waits again, and so is not cancelled any more.
+    pub begun_before: bool,
     /// Of the newest claim.
     pub token: ClaimToken,
     /// Who has the newest claim, while it is `firing`.
@@ -253,6 +255,7 @@ impl Job {
             due_ms: new.fire_at_ms,
             attempts: 0,
             claims: 0,
+            begun_before: false,
             token: ClaimToken::default(),
             holder: None,
             last_error: None,
@@ -266,6 +269,11 @@ impl Job {
             trigger_on: new.trigger_on,
             fingerprint: new.fingerprint,
         }
+    }
+
+    /// The time by which it is listed, Unix milliseconds: when it may be claimed, or when it ended.
+    pub fn at_ms(&self) -> u64 {
+        self.ended_ms.unwrap_or(self.due_ms)
     }
 
     /// Whether `event` would do something to it.

@@ -5,6 +5,7 @@
 //! whatever slips through, and a value that ended up under another key. What the fields mean is in `format`.
 
 pub(crate) mod format;
+pub(crate) mod job;
 
 use bytes::BufMut;
 
