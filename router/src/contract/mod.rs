@@ -12,6 +12,11 @@
 
 pub mod bans;
 pub mod inboxes;
+pub mod job_changes;
+pub mod job_claims;
+pub mod job_events;
+pub mod job_lists;
+pub mod jobs;
 pub mod receipts;
 pub mod routes;
 pub mod sessions;
