@@ -13,8 +13,9 @@ use futures_util::future::join_all;
 use crate::embedded::EmbeddedStore;
 use crate::redis::RedisStore;
 use crate::{
-    Bans, ClientId, Epoch, Inboxes, Origin, Position, QueueName, Retained, Routes, SessionRecord,
-    Sessions, Shards, StoreError, StoredWill, TimerKind, unix_ms,
+    Bans, ClientId, Epoch, Inboxes, JobCursor, JobFilter, JobId, JobPage, Jobs, Origin, Position,
+    QueueName, Retained, Routes, SessionRecord, Sessions, Shards, StoreError, StoredWill,
+    TimerKind, unix_ms,
 };
 use moorline_mqtt::QoS;
 
@@ -42,6 +43,12 @@ pub struct Migrated {
     pub retained: u64,
     /// Bans.
     pub bans: u64,
+    /// Delayed jobs, those that ended and are still kept included.
+    pub jobs: u64,
+    /// Of these, those that an earlier attempt had taken over.
+    pub jobs_there: u64,
+    /// Events of delayed jobs that are remembered, those that are still to be driven included.
+    pub job_events: u64,
     /// Messages that stay behind in upstream queues.
     pub left_upstream: BTreeMap<QueueName, u64>,
     /// Dead letters that stay behind.
@@ -60,6 +67,9 @@ pub enum MigrateError {
     /// A client has something in both stores.
     #[error("client {0} has a session or messages in both stores")]
     InBoth(ClientId),
+    /// A delayed job is in both stores.
+    #[error("delayed job {0} is in both stores")]
+    JobInBoth(JobId),
     /// One of the two stores.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -113,6 +123,7 @@ pub async fn migrate(
         Bans::save(to, ban).await?;
         migrated.bans += 1;
     }
+    delayed_jobs(from, to, &mut migrated).await?;
     to.set_being_migrated_to(false).await?;
     Ok(migrated)
 }
@@ -148,8 +159,65 @@ async fn check_nobody_is_in_both(
         }
         match clients.last() {
             Some(last) => after = Some(last.clone()),
+            None => break,
+        }
+    }
+    let (jobs, mut after) = (to.jobs(), None);
+    loop {
+        let page = jobs_after(from, after.as_ref()).await?;
+        let known = page.jobs.iter().map(|job| jobs.get(&job.id));
+        for known in join_all(known).await {
+            if let Some(job) = known? {
+                return Err(MigrateError::JobInBoth(job.id));
+            }
+        }
+        match page.next {
+            Some(next) => after = Some(next),
             None => return Ok(()),
         }
+    }
+}
+
+/// Delayed jobs in the order of their ids.
+async fn jobs_after(
+    from: &EmbeddedStore,
+    after: Option<&JobCursor>,
+) -> Result<JobPage, StoreError> {
+    let all = JobFilter {
+        prefix: Some(String::new()),
+        ..JobFilter::default()
+    };
+    Jobs::list(from, &all, after, PAGE).await
+}
+
+/// Jobs before the events: one that is still to be driven finds them there.
+async fn delayed_jobs(
+    from: &EmbeddedStore,
+    to: &RedisStore,
+    migrated: &mut Migrated,
+) -> Result<(), MigrateError> {
+    let jobs = to.jobs();
+    let mut after = None;
+    loop {
+        let page = jobs_after(from, after.as_ref()).await?;
+        let taken = jobs.import(&page.jobs).await?;
+        migrated.jobs += page.jobs.len() as u64;
+        migrated.jobs_there += page.jobs.len() as u64 - taken;
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    let mut after = None;
+    loop {
+        let page = from.job_events(after, PAGE).await?;
+        after = page.last().map(|(key, _)| key.clone());
+        if page.is_empty() {
+            return Ok(());
+        }
+        migrated.job_events += page.len() as u64;
+        let imported = page.iter().map(|(_, record)| jobs.import_event(record));
+        all(imported.collect()).await?;
     }
 }
 

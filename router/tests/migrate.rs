@@ -362,3 +362,269 @@ async fn a_redis_that_is_in_use_is_refused() {
     assert_eq!(migrate(&from, &to, true).await.unwrap().sessions, 2);
     assert_eq!(read_all(&*to, &client("stranger")).await.entries.len(), 1);
 }
+
+mod delayed_jobs {
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+    use moorline_router::{
+        ActionKind, ActionState, EventKind, EventName, Job, JobAction, JobCounts, JobCreated,
+        JobEvent, JobFilter, JobId, JobPlan, JobSettlement, JobState, Jobs, NewJob, RetryPolicy,
+    };
+
+    use super::*;
+
+    const COUNT: usize = 700;
+
+    fn new_job(id: &str, at_ms: u64, cancel_on: &str) -> NewJob {
+        NewJob {
+            id: JobId::parse(id).unwrap(),
+            created_ms: unix_ms(),
+            fire_at_ms: at_ms,
+            plan: JobPlan {
+                actions: vec![JobAction {
+                    kind: ActionKind::Webhook,
+                    spec: Bytes::copy_from_slice(id.as_bytes()),
+                }],
+                check: Some(Bytes::from_static(b"check")),
+                notify: None,
+                retry: RetryPolicy {
+                    attempts_max: 3,
+                    first_ms: 100,
+                    max_ms: 1_000,
+                },
+            },
+            cancel_on: vec![EventName::parse(cancel_on).unwrap()],
+            trigger_on: Vec::new(),
+            fingerprint: 9,
+        }
+    }
+
+    fn event(name: &str) -> JobEvent {
+        JobEvent {
+            id: MessageId::generate(),
+            name: EventName::parse(name).unwrap(),
+            kind: EventKind::Happened,
+            at_ms: unix_ms(),
+        }
+    }
+
+    /// Jobs in every state, and an event that was driven to its end.
+    async fn fill_jobs(jobs: &dyn Jobs) -> JobEvent {
+        let later_ms = unix_ms() + 3_600_000;
+        let new = (0..COUNT).map(|n| {
+            new_job(
+                &format!("job-{n:03}"),
+                later_ms + n as u64,
+                &format!("paid:{}", n % 50),
+            )
+        });
+        for created in jobs.create_many(new.collect()).await {
+            created.unwrap();
+        }
+        let now_ms = unix_ms();
+        for (n, name) in ["firing", "retrying", "fired", "failed", "skipped"]
+            .iter()
+            .enumerate()
+        {
+            jobs.create(new_job(name, now_ms - 10 + n as u64, "none:1"))
+                .await
+                .unwrap();
+        }
+        let claimed = jobs
+            .claim(0, &NodeId::from_text("n"), now_ms, 10, 60_000)
+            .await
+            .unwrap()
+            .jobs;
+        assert_eq!(claimed.len(), 5);
+        for job in claimed {
+            let error = "no answer".to_owned();
+            let actions = vec![ActionState::Waiting];
+            let settlement = match job.id.as_str() {
+                "retrying" => JobSettlement::Retry {
+                    at_ms: later_ms,
+                    actions,
+                    error,
+                },
+                "failed" => JobSettlement::Failed { actions, error },
+                "fired" => JobSettlement::Fired,
+                "skipped" => JobSettlement::Skipped,
+                _ => continue,
+            };
+            jobs.settle(&job.id, job.token, settlement, now_ms)
+                .await
+                .unwrap();
+        }
+        let paid = event("paid:7");
+        assert_eq!(
+            jobs.event(&paid).await.unwrap().cancelled,
+            COUNT as u64 / 50
+        );
+        paid
+    }
+
+    async fn all(jobs: &dyn Jobs) -> BTreeMap<String, Job> {
+        let filter = JobFilter {
+            prefix: Some(String::new()),
+            ..JobFilter::default()
+        };
+        let (mut all, mut after) = (BTreeMap::new(), None);
+        loop {
+            let page = jobs.list(&filter, after.as_ref(), 100).await.unwrap();
+            all.extend(page.jobs.into_iter().map(|job| (job.id.to_string(), job)));
+            after = page.next;
+            if after.is_none() {
+                return all;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn delayed_jobs_and_events_go_on_in_redis() {
+        let (dir, server) = (tempfile::tempdir().unwrap(), RedisServer::start().await);
+        let (from, to) = (embedded(dir.path()), redis(&server));
+        let paid = fill_jobs(&*from).await;
+        let migrated = migrate(&from, &to, false).await.unwrap();
+        let total = COUNT as u64 + 5;
+        assert_eq!(
+            (migrated.jobs, migrated.jobs_there, migrated.job_events),
+            (total, 0, 1)
+        );
+        let jobs = to.jobs();
+        let before = all(&*from).await;
+        let mut after = all(&*jobs).await;
+        assert_eq!(before.len(), after.len());
+        for (id, before) in before {
+            let mut job = after.remove(&id).unwrap();
+            if job.state.is_final() {
+                // It has no meaning any more.
+                job.due_ms = before.due_ms;
+            }
+            assert_eq!(job, before);
+        }
+        let counts = jobs.counts().await.unwrap();
+        assert_eq!(counts, Jobs::counts(&*from).await.unwrap());
+        let expected = JobCounts {
+            pending: (COUNT - COUNT / 50) as u64,
+            cancelled: (COUNT / 50) as u64,
+            firing: 1,
+            retrying: 1,
+            fired: 1,
+            skipped: 1,
+            failed: 1,
+        };
+        assert_eq!(counts, expected);
+        // The event is known as it was, and to jobs that come now; other events find the jobs.
+        assert_eq!(
+            jobs.event(&paid).await.unwrap().cancelled,
+            COUNT as u64 / 50
+        );
+        let late = jobs
+            .create(new_job("late", unix_ms() + 5_000, "paid:7"))
+            .await
+            .unwrap();
+        assert!(matches!(late, JobCreated::Created(job) if job.state == JobState::Cancelled));
+        assert_eq!(
+            jobs.event(&event("paid:8")).await.unwrap().cancelled,
+            COUNT as u64 / 50
+        );
+        // What was claimed is claimed again when its lease has ended, and not before.
+        let firing = JobId::parse("firing").unwrap();
+        let was = jobs.get(&firing).await.unwrap().unwrap();
+        let claim = async |now_ms| {
+            let shard = jobs.shard_of(&firing);
+            let claimed = jobs
+                .claim(shard, &NodeId::from_text("m"), now_ms, 10, 1_000)
+                .await;
+            claimed.unwrap().jobs
+        };
+        assert!(
+            claim(was.due_ms - 1)
+                .await
+                .iter()
+                .all(|job| job.id != firing)
+        );
+        let again = claim(was.due_ms).await;
+        let again = again.iter().find(|job| job.id == firing).unwrap();
+        assert!(again.token > was.token && again.begun_before);
+    }
+
+    #[tokio::test]
+    async fn an_event_that_was_not_driven_to_its_end_is_driven_in_redis() {
+        let (dir, server) = (tempfile::tempdir().unwrap(), RedisServer::start().await);
+        let later_ms = unix_ms() + 3_600_000;
+        let from = embedded(dir.path());
+        let new = (0..2_000).map(|n| new_job(&format!("job-{n}"), later_ms, "paid:1"));
+        for created in from.create_many(new.collect()).await {
+            created.unwrap();
+        }
+        // The process ends in the middle of it.
+        let paid = event("paid:1");
+        let driven = tokio::time::timeout(
+            std::time::Duration::from_micros(1),
+            Jobs::event(&*from, &paid),
+        );
+        assert!(driven.await.is_err());
+        let unfinished = async |jobs: &dyn Jobs| {
+            let mut all = Vec::new();
+            for shard in 0..jobs.shards() {
+                all.extend(
+                    jobs.unfinished_events(shard, u64::MAX >> 12, 9)
+                        .await
+                        .unwrap(),
+                );
+            }
+            all
+        };
+        eventually_some(|| unfinished(&*from)).await;
+        let to = redis(&server);
+        migrate(&from, &to, false).await.unwrap();
+        let jobs = to.jobs();
+        assert_eq!(unfinished(&*jobs).await, [paid.clone()]);
+        jobs.event(&paid).await.unwrap();
+        assert!(unfinished(&*jobs).await.is_empty());
+        assert_eq!(jobs.counts().await.unwrap().cancelled, 2_000);
+    }
+
+    async fn eventually_some<T, F: Future<Output = Vec<T>>>(mut ask: impl FnMut() -> F) {
+        while ask().await.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_migration_of_jobs_doubles_nothing_and_a_job_in_both_is_refused() {
+        let (dir, server) = (tempfile::tempdir().unwrap(), RedisServer::start().await);
+        let from = embedded(dir.path());
+        fill_jobs(&*from).await;
+        for ms in [3, 20, 60] {
+            let to = redis(&server);
+            let limit = std::time::Duration::from_millis(ms);
+            let _ = tokio::time::timeout(limit, migrate(&from, &to, false)).await;
+            to.flush().await;
+        }
+        let to = redis(&server);
+        let total = COUNT as u64 + 5;
+        match migrate(&from, &to, false).await {
+            Ok(migrated) => assert_eq!(migrated.jobs, total),
+            Err(MigrateError::NotEmpty(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        let jobs = to.jobs();
+        assert_eq!(jobs.counts().await.unwrap().total(), total);
+        assert_eq!(
+            jobs.event(&event("paid:8")).await.unwrap().cancelled,
+            COUNT as u64 / 50
+        );
+        let refused = migrate(&from, &to, false).await;
+        assert!(
+            matches!(refused, Err(MigrateError::NotEmpty("delayed jobs"))),
+            "{refused:?}"
+        );
+        let refused = migrate(&from, &to, true).await;
+        assert!(
+            matches!(refused, Err(MigrateError::JobInBoth(_))),
+            "{refused:?}"
+        );
+    }
+}

@@ -5,6 +5,8 @@
 
 #[path = "redis_store/failover.rs"]
 mod failover;
+#[path = "redis_store/job_faults.rs"]
+mod job_faults;
 #[path = "redis_store/outages.rs"]
 mod outages;
 #[path = "redis_store/shards.rs"]

@@ -115,6 +115,7 @@ impl SharedBackends {
             inbox: config.store.inbox,
             receipt_retention: config.store.receipt_retention,
             receipts_bytes_max: config.store.receipts_bytes_max,
+            jobs: config.store.jobs.clone(),
         };
         let store = RedisStore::open(&config.redis, limits);
         let store = store.map_err(|error| Failure::Usage(format!("redis: {error}")))?;

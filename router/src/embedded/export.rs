@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use super::{EmbeddedStore, keys, receipts};
+use super::{EmbeddedStore, job_keys, keys, receipts};
 use crate::record::format::Stage;
+use crate::record::job::{EventRecord, parse_event};
 use crate::{MessageId, QueueName, Receipt, StoreError};
 
 /// A final receipt as it is kept.
@@ -54,6 +55,26 @@ impl EmbeddedStore {
                         key: key.to_vec(),
                     });
                 }
+            }
+            Ok(kept)
+        })
+        .await
+    }
+
+    /// Events of delayed jobs that are remembered, from after `after`, at most `limit`, each with where it stands.
+    pub(crate) async fn job_events(
+        &self,
+        after: Option<Vec<u8>>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, EventRecord)>, StoreError> {
+        self.read(move |view| {
+            let all = [job_keys::EVENT];
+            let from = after.map_or(Bound::Included(all.to_vec()), Bound::Excluded);
+            let mut kept = Vec::new();
+            for pair in view.range(from, keys::after_prefix(&all)).take(limit) {
+                let (key, value) = pair?;
+                let record = parse_event(&key, &value)?;
+                kept.push((key.to_vec(), record));
             }
             Ok(kept)
         })

@@ -57,19 +57,19 @@ fn read_name(reader: &mut RecordReader<'_>) -> Result<EventName, StoreError> {
     EventName::parse(text).map_err(|_| reader.damaged("an impossible event name"))
 }
 
-fn write_names(writer: &mut RecordWriter, names: &[EventName]) {
+pub(crate) fn write_names(writer: &mut RecordWriter, names: &[EventName]) {
     writer.u16(u16::try_from(names.len()).expect("the names of a job are few"));
     for name in names {
         writer.text(name.as_str());
     }
 }
 
-fn read_names(reader: &mut RecordReader<'_>) -> Result<Vec<EventName>, StoreError> {
+pub(crate) fn read_names(reader: &mut RecordReader<'_>) -> Result<Vec<EventName>, StoreError> {
     let count = reader.u16()?;
     (0..count).map(|_| read_name(reader)).collect()
 }
 
-fn write_plan(writer: &mut RecordWriter, plan: &JobPlan) {
+pub(crate) fn write_plan(writer: &mut RecordWriter, plan: &JobPlan) {
     writer.u16(u16::try_from(plan.actions.len()).expect("the actions of a job are few"));
     for action in &plan.actions {
         writer.u8(code(&KINDS, &action.kind)).bytes(&action.spec);
@@ -85,7 +85,7 @@ fn write_plan(writer: &mut RecordWriter, plan: &JobPlan) {
         .u64(plan.retry.max_ms);
 }
 
-fn read_plan(reader: &mut RecordReader<'_>) -> Result<JobPlan, StoreError> {
+pub(crate) fn read_plan(reader: &mut RecordReader<'_>) -> Result<JobPlan, StoreError> {
     let count = reader.u16()?;
     let actions = (0..count).map(|_| {
         Ok(JobAction {

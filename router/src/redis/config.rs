@@ -8,6 +8,7 @@ use jiff::SignedDuration;
 use redis::{ConnectionInfo, IntoConnectionInfo};
 use serde::{Deserialize, Serialize};
 
+use crate::JobLimits;
 use crate::embedded::InboxLimits;
 
 /// How the servers are arranged.
@@ -177,6 +178,8 @@ pub struct Limits {
     pub receipt_retention: SignedDuration,
     /// All final receipts together; the oldest go first.
     pub receipts_bytes_max: u64,
+    /// Delayed jobs.
+    pub jobs: JobLimits,
 }
 
 impl Default for Limits {
@@ -186,6 +189,7 @@ impl Default for Limits {
             inbox: embedded.inbox,
             receipt_retention: embedded.receipt_retention,
             receipts_bytes_max: embedded.receipts_bytes_max,
+            jobs: JobLimits::default(),
         }
     }
 }

@@ -51,6 +51,9 @@ impl RedisStore {
         if !crate::Bans::load_all(self).await?.is_empty() {
             return Ok(Some("bans"));
         }
+        if self.jobs.holds_any().await? {
+            return Ok(Some("delayed jobs"));
+        }
         Ok(None)
     }
 

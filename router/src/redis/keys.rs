@@ -2,7 +2,7 @@
 //!
 //! Everything about one client has its id as hash tag: `{prefix}1:{client}:kind`, so that a Redis Cluster keeps it on one
 //! server and one script can change it at once. What is found by other ways than the client's id hangs on shards:
-//! `{prefix}1:shard:{s07}:kind`. Programs of different layout versions would not see each other's keys.
+//! `{prefix}1:shard:{s07}:kind`. Delayed jobs have shards of their own, `{prefix}1:jobs:{j07}:kind` (see `lua/job.lua`). Programs of different layout versions would not see each other's keys.
 //!
 //! The client's `route` is a hash. `last` is the newest epoch that the client was ever given: what an older connection wants
 //! to write is refused by it. `node`, `epoch` and `at` (Unix milliseconds) are there while the client is connected.
@@ -49,6 +49,11 @@ impl Keys {
     /// Something of a shard.
     pub(crate) fn shard(&self, shard: u16, kind: &str) -> String {
         format!("{}shard:{{s{shard:02}}}:{kind}", self.prefix)
+    }
+
+    /// What everything about the jobs of a shard hangs on, and about the event names that fall into it.
+    pub(crate) fn jobs(&self, shard: u16) -> String {
+        format!("{}jobs:{{j{shard:02}}}", self.prefix)
     }
 
     /// Something of the whole deployment, in the slot of `tag`.

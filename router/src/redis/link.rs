@@ -121,6 +121,23 @@ impl Link {
         join_all(asked).await
     }
 
+    /// A connection that listens to `channels` of the deployment; what it hears is given to `heard`.
+    pub(super) async fn subscribe(
+        &self,
+        channels: &[String],
+        heard: impl Fn(redis::PushInfo) -> Result<(), ()> + Send + Sync + 'static,
+    ) -> Result<redis::aio::MultiplexedConnection, StoreError> {
+        self.find_servers().await?;
+        let servers = self.servers.topology.servers();
+        // Any server of a cluster hears what is published on another.
+        let server = servers.iter().find(|server| !server.writes.is_down());
+        let server = server
+            .or(servers.first())
+            .ok_or_else(|| StoreError::Unavailable("no server is known".into()))?;
+        let listening = Box::pin(server.writes.listen(channels, heard)).await;
+        listening.map_err(StoreError::Unavailable)
+    }
+
     pub(super) fn wait_replicas(&self) -> u32 {
         self.servers.wait_replicas
     }

@@ -28,6 +28,17 @@ mod inbox_metrics;
 mod inbox_waiting;
 mod inboxes;
 mod index;
+mod job_answer;
+mod job_calls;
+mod job_creation;
+mod job_events;
+mod job_import;
+mod job_list;
+#[cfg(test)]
+mod job_lua_tests;
+mod job_notice;
+mod job_orphans;
+mod jobs;
 mod keys;
 mod lanes;
 mod link;
@@ -54,9 +65,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use config::{Config, Limits, Mode};
 pub use health::Health;
+pub use jobs::RedisJobs;
 
 use inbox_calls::InboxCalls;
 use inboxes::InboxParts;
+use job_calls::JobCalls;
 use keys::Keys;
 use link::Link;
 use registry::Registry;
@@ -70,6 +83,7 @@ fn scripts() -> impl Iterator<Item = &'static Script> {
         &dead_letters::SCRIPTS,
         &inbox_calls::SCRIPTS,
         index::SCRIPTS,
+        &job_calls::SCRIPTS,
         &queues::SCRIPTS,
         registry::SCRIPTS,
         retained::SCRIPTS,
@@ -90,6 +104,7 @@ pub struct RedisStore {
     link: Arc<Link>,
     keys: Keys,
     inboxes: Arc<InboxParts>,
+    jobs: Arc<RedisJobs>,
     registry: Arc<Registry>,
     /// The newest epoch that this process has seen: a server whose clock is behind that of the one before it hands out
     /// nothing older.
@@ -105,15 +120,22 @@ impl RedisStore {
     pub fn open(config: &Config, limits: Limits) -> Result<Arc<Self>, OpenError> {
         let link = Arc::new(Link::start(config).map_err(OpenError)?);
         let keys = Keys::new(&config.key_prefix);
+        let job_calls = JobCalls::new(keys.clone(), limits.jobs.clone());
         let calls = InboxCalls::new(keys.clone(), limits);
         let registry = Arc::new(Registry::new(link.clone(), keys.clone()));
         Ok(Arc::new(Self {
             inboxes: Arc::new(InboxParts::new(link.clone(), calls)),
+            jobs: Arc::new(RedisJobs::new(link.clone(), job_calls)),
             link,
             keys,
             registry,
             newest_epoch: AtomicU64::new(0),
         }))
+    }
+
+    /// The seam of delayed jobs.
+    pub fn jobs(&self) -> Arc<RedisJobs> {
+        Arc::clone(&self.jobs)
     }
 
     /// Waits until what was submitted has been answered, also what nobody waits for; for a clean end of the process.

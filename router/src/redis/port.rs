@@ -133,6 +133,24 @@ impl Port {
         }
     }
 
+    /// A connection of its own that listens; what it hears is given to `heard`.
+    pub(super) async fn listen(
+        &self,
+        channels: &[String],
+        heard: impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static,
+    ) -> Result<MultiplexedConnection, String> {
+        let text = |error: redis::RedisError| error.to_string();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeouts.connect))
+            .set_response_timeout(Some(self.timeouts.response))
+            .set_push_sender(heard);
+        let client = self.finder.client(self.finder.find().await?)?;
+        let opening = client.get_multiplexed_async_connection_with_config(&config);
+        let mut connection = Box::pin(opening).await.map_err(text)?;
+        connection.subscribe(channels).await.map_err(text)?;
+        Ok(connection)
+    }
+
     fn live(&self) -> Option<Connected> {
         let state = self.state.lock();
         state.live.as_ref().map(|(number, connection)| Connected {

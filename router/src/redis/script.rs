@@ -77,6 +77,14 @@ impl Call {
         }
     }
 
+    /// A command without a key, for the server that has `key`.
+    pub(crate) fn of_server(name: &str, key: &str) -> Self {
+        Self {
+            cmd: redis::cmd(name),
+            slot: slot(key.as_bytes()),
+        }
+    }
+
     /// The next argument, or arguments.
     pub(crate) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
         self.cmd.arg(arg);

@@ -17,6 +17,7 @@ fn limits(settings: &Settings) -> Limits {
         inbox: settings.inbox,
         receipt_retention: settings.receipt_retention,
         receipts_bytes_max: settings.receipts_bytes_max,
+        ..Limits::default()
     }
 }
 

@@ -1,0 +1,90 @@
+-- What the functions of delayed jobs have in common; it stands before each of them.
+--
+-- KEYS[1] names a shard. Everything about its jobs, and about the event names that fall into it, hangs on that name, and so is in
+-- one slot. Times are Unix milliseconds and come with the call.
+--
+--   :head    hash, job id -> what changes about a job, see `load`
+--   :body    hash, job id -> what was asked for: a length in 4 bytes, so many bytes that never change, the plan
+--   :in:p    sorted set, jobs that wait by when they are due; so for each state; those that are over by when they ended
+--   :ids     sorted set in order, all jobs
+--   :early:TOKEN   set, events that a job learns of when it is written, see job_event_apply
+--
+--   :names   sorted set in order, 'event name\0job id\0c' or 't' and a token: whom an event cancels or triggers
+--   :event   hash, 'event name\0event id' -> 'at kind', then 'cancelled triggered' once it was driven to every job
+--   :events  sorted set, events that were driven to the end by when they came; :open those that were not
+--   :recent  hash, event name -> 'at event-id' of the newest event
+--
+-- States: p pending, c claimed, r between two attempts, f fired, d failed, x cancelled, s skipped.
+
+local call = redis.call
+local HEAD, BODY, IN, IDS = KEYS[1] .. ':head', KEYS[1] .. ':body', KEYS[1] .. ':in:', KEYS[1] .. ':ids'
+local OVER = { f = true, d = true, x = true, s = true }
+
+local function int(number) return string.format('%.0f', number) end
+
+local function now_us()
+  local time = call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+-- A job: its state; when it fires, or would have; when it may be claimed, once it has begun; the token of its newest claim; claims,
+-- attempts and whether it had begun before, as the seam says; under which token its event names are registered; the name of the
+-- event that cancelled or triggered it; which one that was, also when it does not count any more; when it ended; a letter for each
+-- action (w waiting, d done, f failed); who has it; why an attempt failed.
+local STATE, AT, DUE, FENCE, CLAIMS, ATTEMPTS, BEGUN, TOKEN, BY, EVENT, ENDED, ACTIONS, HOLDER, ERROR =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14
+
+local function load(id)
+  local raw = call('HGET', HEAD, id)
+  return raw and cmsgpack.unpack(raw)
+end
+
+-- By when a job is listed.
+local function place_of(job)
+  local state = job[STATE]
+  if OVER[state] then return job[ENDED] end
+  return state == 'p' and job[AT] or job[DUE]
+end
+
+-- A job as the callers read it; `body` where that is known.
+local function told(id, job, body)
+  return { id, job[STATE], int(job[AT]), int(job[STATE] == 'p' and job[AT] or job[DUE]), int(job[FENCE]), job[CLAIMS],
+    job[ATTEMPTS], job[BEGUN], job[TOKEN], job[BY], int(job[ENDED]), job[ACTIONS], job[HOLDER], job[ERROR],
+    body or call('HGET', BODY, id) or '' }
+end
+
+-- When a job of a state may be claimed next.
+local function first_of(state)
+  return tonumber(call('ZRANGE', IN .. state, 0, 0, 'WITHSCORES')[2])
+end
+
+-- Lists a job where it belongs, and not where it was `before`.
+local function place(id, job, before)
+  if before and before ~= job[STATE] then call('ZREM', IN .. before, id) end
+  call('ZADD', IN .. job[STATE], int(place_of(job)), id)
+end
+
+-- Tells whoever waits for the shard of a job that may be claimed earlier than any other.
+local function tell(job)
+  local due = place_of(job)
+  for _, state in ipairs({ 'p', 'r', 'c' }) do
+    local first = first_of(state)
+    if first and first <= due then return end
+  end
+  redis.pcall('PUBLISH', KEYS[1] .. ':notice', int(due))
+end
+
+-- Writes what a job is now. A server that dies in between may bring half of it back: an index that the job contradicts is put right
+-- when a claim comes across it, so where nobody would come across the job the index is first.
+local function change(id, job, before)
+  if not OVER[job[STATE]] then tell(job) end
+  if not before or OVER[before] then call('ZADD', IN .. job[STATE], int(place_of(job)), id) end
+  call('HSET', HEAD, id, cmsgpack.pack(job))
+  if before then place(id, job, before) end
+end
+
+local function finish(id, job, state, now)
+  local before = job[STATE]
+  job[STATE], job[ENDED], job[HOLDER] = state, now, ''
+  change(id, job, before)
+end
