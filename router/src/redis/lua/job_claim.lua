@@ -81,4 +81,4 @@ for _, state in ipairs({ 'p', 'r', 'c' }) do
   local first = first_of(state)
   if first and (not next or first < next) then next = first end
 end
-return { next and int(next), claimed }
+return { next and int(next) or false, claimed }
