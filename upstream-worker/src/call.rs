@@ -19,11 +19,12 @@ const IDLE_CONNECTIONS: usize = 64;
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Attempt {
+pub enum Attempt {
     /// The backend has it.
     Done,
     /// It may take it later.
     Retry {
+        /// For a person.
         reason: String,
         /// What the backend asks for.
         retry_after: Option<Duration>,
@@ -34,7 +35,7 @@ pub(crate) enum Attempt {
 
 /// The client of calls: no redirects, no proxy of the environment. Certificates of backends are signed
 /// by what the system trusts, or by `authorities`.
-pub(crate) fn client(authorities: Vec<Certificate>) -> Result<Client, reqwest::Error> {
+pub fn client(authorities: Vec<Certificate>) -> Result<Client, reqwest::Error> {
     Client::builder()
         .tls_certs_merge(authorities)
         .redirect(Policy::none())
@@ -46,10 +47,23 @@ pub(crate) fn client(authorities: Vec<Certificate>) -> Result<Client, reqwest::E
 }
 
 /// Makes one call; bounded by the request's own timeout.
-pub(crate) async fn attempt(client: &Client, request: reqwest::Request) -> Attempt {
+pub async fn attempt(client: &Client, request: reqwest::Request) -> Attempt {
+    exchange(client, request, EXCERPT_BYTES_MAX).await.0
+}
+
+/// Makes one call whose answer is of interest: with its body, cut at 64 KiB.
+pub async fn ask(client: &Client, request: reqwest::Request) -> (Attempt, Vec<u8>) {
+    exchange(client, request, ANSWER_BYTES_MAX).await
+}
+
+async fn exchange(
+    client: &Client,
+    request: reqwest::Request,
+    bytes_max: usize,
+) -> (Attempt, Vec<u8>) {
     match client.execute(request).await {
-        Ok(response) => read(response).await,
-        Err(error) => failed(&error),
+        Ok(response) => read(response, bytes_max).await,
+        Err(error) => (failed(&error), Vec::new()),
     }
 }
 
@@ -78,22 +92,23 @@ fn innermost(error: &reqwest::Error) -> String {
     error.to_string()
 }
 
-async fn read(mut response: Response) -> Attempt {
+async fn read(mut response: Response, bytes_max: usize) -> (Attempt, Vec<u8>) {
     let status = response.status();
     let retry_after = retry_after(&response);
-    let mut excerpt = Vec::new();
+    let mut body = Vec::new();
     let mut bytes = 0;
     // An answer that breaks off says by its status what there is to know. What is read to its end
     // gives its connection back to the pool.
     while let Ok(Some(chunk)) = response.chunk().await {
         bytes += chunk.len();
-        let room = EXCERPT_BYTES_MAX.saturating_sub(excerpt.len());
-        excerpt.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        let room = bytes_max.saturating_sub(body.len());
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
         if bytes > ANSWER_BYTES_MAX {
             break;
         }
     }
-    judge(status, retry_after, &excerpt)
+    let excerpt = &body[..body.len().min(EXCERPT_BYTES_MAX)];
+    (judge(status, retry_after, excerpt), body)
 }
 
 fn judge(status: StatusCode, retry_after: Option<Duration>, excerpt: &[u8]) -> Attempt {

@@ -11,14 +11,17 @@ use reqwest::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use crate::rule::UrlTemplate;
+use crate::webhook::SigningSecret;
 
 /// Headers that a rule cannot set, as every call has its own.
-const OWN_HEADERS: [&str; 5] = [
+const OWN_HEADERS: [&str; 7] = [
     "content-length",
     "host",
     "transfer-encoding",
     "connection",
     "webhook-id",
+    "webhook-timestamp",
+    "webhook-signature",
 ];
 
 /// The `[upstream]` section.
@@ -49,6 +52,9 @@ pub struct Rule {
     /// HTTP method.
     #[serde(default = "post")]
     pub method: String,
+    /// What calls are signed with, as Standard Webhooks says: `whsec_…`. Not at all where none is given.
+    #[serde(default)]
+    pub secret: SigningSecret,
     /// Further headers of every call.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
@@ -167,6 +173,7 @@ impl Rule {
             read_authorities(path).map_err(of("ca"))?;
         }
         parse_method(&self.method).map_err(of("method"))?;
+        self.secret.validate().map_err(of("secret"))?;
         for (name, value) in &self.headers {
             parse_header(name, value).map_err(of("headers"))?;
         }
@@ -280,6 +287,10 @@ mod tests {
             "(orders): ca cannot be read: /no/such.pem",
         );
         error(|r| r.method = "GET".into(), "(orders): method ");
+        error(
+            |r| r.secret = SigningSecret::new("s3cret"),
+            "(orders): secret must be",
+        );
         error(|r| r.timeout = Duration::ZERO, "(orders): timeout ");
         error(|r| r.concurrency = 0, "(orders): concurrency ");
         error(|r| r.retry.attempts = 0, "(orders): retry.attempts ");

@@ -9,15 +9,18 @@
 //!                └────────── settle: done, or dead letter
 //! ```
 //!
-//! Read in this order: [`config`], `rule` (what a message becomes as a request), `call` (one attempt and what its
-//! end means), `breaker` (when no attempts are made), `worker` (order, retries, settling).
+//! Read in this order: [`config`], `rule` (what a message becomes as a request), [`webhook`] (how it says who it is), [`call`] (one attempt and what its
+//! end means), [`mod@backoff`] (when to try again), `breaker` (when no attempts are made), `worker` (order, retries, settling).
+//! Delayed jobs are calls to backends, too, and use [`call`], [`webhook`] and [`mod@backoff`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+pub mod backoff;
 mod breaker;
-mod call;
+pub mod call;
 pub mod config;
 mod rule;
+pub mod webhook;
 mod worker;
 
 use std::sync::Arc;

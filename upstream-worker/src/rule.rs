@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use moorline_router::{QueueName, UpstreamMessage, unix_ms};
+use moorline_router::{QueueName, UpstreamMessage};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 
 use crate::config::{self, Retry};
+use crate::webhook::{self, Signer};
 
 const CLIENT_ID: &str = "{client_id}";
 const TOPIC: &str = "{topic}";
@@ -72,7 +73,7 @@ fn is_plain_in_header(byte: u8) -> bool {
     byte.is_ascii_graphic() && byte != b'%'
 }
 
-fn percent_encoded(text: &str, is_plain: fn(u8) -> bool) -> String {
+pub(crate) fn percent_encoded(text: &str, is_plain: fn(u8) -> bool) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if is_plain(byte) {
@@ -93,6 +94,7 @@ pub(crate) struct Rule {
     method: Method,
     url: UrlTemplate,
     headers: HeaderMap,
+    signer: Option<Signer>,
 }
 
 impl Rule {
@@ -109,6 +111,7 @@ impl Rule {
             method: config::parse_method(&rule.method)?,
             url: UrlTemplate::parse(&rule.url)?,
             headers,
+            signer: rule.secret.signer()?,
         })
     }
 
@@ -131,11 +134,16 @@ impl Rule {
                 HeaderValue::try_from(value).expect("visible ASCII characters"),
             );
         };
-        set("webhook-id", message.id.as_str());
-        set("webhook-timestamp", &(unix_ms() / 1_000).to_string());
         set("moorline-client-id", message.client.as_str());
         set("moorline-topic", message.topic.as_str());
-        set("moorline-received-at", &received_at(message.received_at_ms));
+        set("moorline-received-at", &webhook::time(message.received_at_ms));
+        let signer = self.signer.as_ref();
+        webhook::identify(
+            &mut headers,
+            message.id.as_str(),
+            &message.payload,
+            signer,
+        );
         let properties = message.properties.as_deref();
         let content_type = properties
             .and_then(|properties| properties.content_type.as_deref())
@@ -160,13 +168,6 @@ impl Rule {
         }
         headers
     }
-}
-
-fn received_at(unix_ms: u64) -> String {
-    i64::try_from(unix_ms)
-        .ok()
-        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
-        .map_or_else(|| unix_ms.to_string(), |time| format!("{time:.3}"))
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! backend's concurrency is held during a call, never during a wait. While the backend's circuit breaker is open, and where a page
 //! takes long, the partition is parked: what was fetched and is not settled is given back to the bus.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use moorline_router::{MessageId, Position, Settlement, StoreError, UpstreamBus, 
 use reqwest::Client;
 use tokio::sync::{Semaphore, watch};
 
+use crate::backoff::{backoff, random_fraction};
 use crate::breaker::Breaker;
 use crate::call::{self, Attempt};
 use crate::config::{Config, Retry};
@@ -261,7 +261,9 @@ impl Partition {
                     retry_after,
                 } => {
                     shared.metrics.retried.increment(1);
-                    let wait = backoff(&rule.retry, attempts, retry_after, random_fraction());
+                    let Retry { initial, max, .. } = rule.retry;
+                    let wait =
+                        backoff(initial, max, attempts, retry_after, random_fraction());
                     tracing::debug!(
                         rule = %rule.queue, message_id = %message.id, client_id = %message.client,
                         attempts, reason, wait_ms = wait.as_millis(), "a backend is tried again"
@@ -323,57 +325,5 @@ impl Partition {
             () = tokio::time::sleep(duration) => Ok(()),
             () = self.stopped() => Err(Stopped),
         }
-    }
-}
-
-/// Full jitter: a random part of the exponential wait, so that partitions do not call together. At
-/// least what the backend asks for, at most `retry.max`.
-fn backoff(retry: &Retry, attempts: u32, retry_after: Option<Duration>, fraction: f64) -> Duration {
-    let doubled = 1_u32
-        .checked_shl(attempts.saturating_sub(1))
-        .unwrap_or(u32::MAX);
-    let longest = retry.initial.saturating_mul(doubled).min(retry.max);
-    longest
-        .mul_f64(fraction)
-        .max(retry_after.unwrap_or_default())
-        .min(retry.max)
-}
-
-/// From 0 to 1. Not for secrets.
-fn random_fraction() -> f64 {
-    let bits = RandomState::new().hash_one(());
-    f64::from(u32::try_from(bits >> 32).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wait_doubles_up_to_its_limit_and_is_random_below_it() {
-        let retry = Retry::default();
-        let ms = |attempts, fraction| backoff(&retry, attempts, None, fraction).as_millis();
-        assert_eq!([ms(1, 1.0), ms(2, 1.0), ms(3, 1.0)], [500, 1_000, 2_000]);
-        assert_eq!(
-            [ms(7, 1.0), ms(8, 1.0), ms(100, 1.0)],
-            [30_000, 30_000, 30_000]
-        );
-        assert_eq!([ms(2, 0.0), ms(2, 0.5)], [0, 500]);
-    }
-
-    #[test]
-    fn what_the_backend_asks_for_is_kept_up_to_the_limit() {
-        let retry = Retry::default();
-        let wait = |seconds| backoff(&retry, 1, Some(Duration::from_secs(seconds)), 0.5);
-        assert_eq!(wait(7), Duration::from_secs(7));
-        assert_eq!(wait(7_000), Duration::from_secs(30));
-        assert_eq!(wait(0), Duration::from_millis(250));
-    }
-
-    #[test]
-    fn random_fractions_differ() {
-        let fractions: Vec<f64> = (0..20).map(|_| random_fraction()).collect();
-        assert!(fractions.iter().all(|f| (0.0..=1.0).contains(f)));
-        assert!(fractions.iter().any(|f| *f != fractions[0]));
     }
 }

@@ -11,6 +11,8 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use moorline_mqtt::{QoS, TopicName};
 use moorline_router::embedded::{self, EmbeddedStore};
@@ -219,6 +221,52 @@ async fn a_message_reaches_its_backend_as_it_was_sent() {
     assert_eq!(call.header("moorline-client-id"), "fleet/7");
     assert_eq!(call.header("moorline-topic"), "up/a/x");
     assert_eq!(call.header("content-type"), "application/octet-stream");
+    worker.stop().await;
+}
+
+/// As a backend does it that knows nothing of this program: <https://www.standardwebhooks.com>.
+fn verifies(call: &Call, secret: &[u8]) -> bool {
+    use sha2::{Digest, Sha256};
+    let mut block = [0_u8; 64];
+    block[..secret.len()].copy_from_slice(secret);
+    let signed = format!(
+        "{}.{}.{}",
+        call.header("webhook-id"),
+        call.header("webhook-timestamp"),
+        call.body
+    );
+    let inner = Sha256::digest([&block.map(|b| b ^ 0x36), signed.as_bytes()].concat());
+    let code = Sha256::digest([&block.map(|b| b ^ 0x5c), inner.as_slice()].concat());
+    let expected = format!("v1,{}", STANDARD.encode(code));
+    call.header("webhook-signature")
+        .split(' ')
+        .any(|signature| signature == expected)
+}
+
+#[tokio::test]
+async fn a_backend_can_verify_every_attempt_of_a_signed_call() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let backend = Backend::start(|_, count| Answer::Status(if count < 3 { 503 } else { 200 })).await;
+    let secret = b"a secret of thirty-two bytes, ok";
+    let mut signed = rule("a", &backend.url);
+    signed["secret"] = json!(format!("whsec_{}", STANDARD.encode(secret)));
+    let config = config(&[signed, rule("b", &backend.url)]);
+    let worker = Worker::start(&store, &config);
+    publish(&store, &config, "c", "up/a", "pay 5").await;
+    let mut calls = called(&backend, 3).await;
+    for call in &calls {
+        assert!(verifies(call, secret), "{call:?}");
+        assert!(!verifies(call, b"another secret of 32 bytes, yes!"));
+        let age = call.header("webhook-timestamp").parse::<u64>().unwrap();
+        assert!(moorline_router::unix_ms() / 1_000 - age < 60);
+        assert_eq!(call.header("webhook-id"), calls[0].header("webhook-id"));
+    }
+    calls[0].body = "pay 500".into();
+    assert!(!verifies(&calls[0], secret));
+    publish(&store, &config, "c", "up/b", "unsigned").await;
+    let calls = called(&backend, 4).await;
+    assert!(!calls[3].headers.contains_key("webhook-signature"));
     worker.stop().await;
 }
 
