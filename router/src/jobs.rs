@@ -19,6 +19,8 @@ mod clock;
 mod event;
 mod job;
 mod life;
+mod publication;
+mod source;
 
 use async_trait::async_trait;
 use jiff::SignedDuration;
@@ -31,6 +33,8 @@ pub use job::{
     ActionKind, ActionState, ClaimToken, Job, JobAction, JobId, JobPlan, JobState, NewJob,
     RetryPolicy,
 };
+pub use publication::{DelayedPublication, job_id_of_device};
+pub use source::{EventPart, EventSource, TopicEvents, event_of_message};
 
 use crate::{NodeId, StoreError};
 
