@@ -110,4 +110,5 @@ pub struct Stores {
     pub retained: std::sync::Arc<dyn Retained>,
     pub bans: std::sync::Arc<dyn Bans>,
     pub upstream: std::sync::Arc<dyn UpstreamBus>,
+    pub jobs: std::sync::Arc<dyn Jobs>,
 }

@@ -64,6 +64,7 @@ impl Rabbit {
             inboxes: store.clone(),
             sessions: store.clone(),
             retained: store.clone(),
+            jobs: store.jobs(),
             bans: store,
             upstream,
         }

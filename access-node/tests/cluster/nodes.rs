@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use moorline_access_node::{
-    Access, AccessNode, Cluster, Config, ListenerConfig, ListenerSettings, Protocol,
+    Access, AccessNode, Cluster, Config, DelayRules, ListenerConfig, ListenerSettings, Protocol,
 };
 use moorline_mqtt::{Publish, QoS, TopicFilter, TopicName};
 use moorline_router::embedded::{Config as EmbeddedConfig, EmbeddedStore};
@@ -196,6 +196,7 @@ impl World {
             Access::default(),
             stores,
             routes,
+            DelayRules::default(),
             Some(cluster),
         );
         let mut node = started.await.unwrap();
@@ -289,6 +290,7 @@ fn stores(url: &str, upstream: &Arc<EmbeddedStore>) -> (Stores, Arc<RedisStore>)
         retained: redis.clone(),
         bans: redis.clone(),
         upstream: upstream.clone(),
+        jobs: redis.jobs(),
     };
     (stores, redis)
 }

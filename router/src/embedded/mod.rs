@@ -146,6 +146,7 @@ impl EmbeddedStore {
             retained: self.clone(),
             bans: self.clone(),
             upstream: self.clone(),
+            jobs: self.clone(),
         }
     }
 

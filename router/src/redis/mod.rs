@@ -46,6 +46,7 @@ mod link;
 mod link_tests;
 #[cfg(test)]
 mod lua_tests;
+mod no_jobs;
 mod port;
 mod queues;
 mod receipts;

@@ -89,6 +89,7 @@ fn stores(store: &Arc<RedisStore>, bus: &mut Option<(TempDir, Stores)>) -> Store
         retained: store.clone(),
         bans: store.clone(),
         upstream: others.upstream.clone(),
+        jobs: store.jobs(),
     }
 }
 
