@@ -194,8 +194,8 @@ impl Rule {
     }
 }
 
-/// The certificates of a rule's `ca`.
-pub(crate) fn read_authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, String> {
+/// The certificates of a PEM file with authorities.
+pub fn read_authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, String> {
     let pem = std::fs::read(path)
         .map_err(|error| format!("cannot be read: {}: {error}", path.display()))?;
     match reqwest::Certificate::from_pem_bundle(&pem) {

@@ -136,14 +136,12 @@ impl Rule {
         };
         set("moorline-client-id", message.client.as_str());
         set("moorline-topic", message.topic.as_str());
-        set("moorline-received-at", &webhook::time(message.received_at_ms));
-        let signer = self.signer.as_ref();
-        webhook::identify(
-            &mut headers,
-            message.id.as_str(),
-            &message.payload,
-            signer,
+        set(
+            "moorline-received-at",
+            &webhook::time(message.received_at_ms),
         );
+        let signer = self.signer.as_ref();
+        webhook::identify(&mut headers, message.id.as_str(), &message.payload, signer);
         let properties = message.properties.as_deref();
         let content_type = properties
             .and_then(|properties| properties.content_type.as_deref())

@@ -134,14 +134,15 @@ impl CloudEvent<'_> {
 
 /// What no header can hold is percent-encoded, as both standards ask.
 fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
-    let plain = |byte: u8| byte == b' ' || (byte.is_ascii_graphic() && !matches!(byte, b'%' | b'"'));
+    let plain =
+        |byte: u8| byte == b' ' || (byte.is_ascii_graphic() && !matches!(byte, b'%' | b'"'));
     let value = crate::rule::percent_encoded(value, plain);
     let value = HeaderValue::try_from(value).expect("visible ASCII characters and spaces");
     headers.insert(HeaderName::from_static(name), value);
 }
 
 /// RFC 3339 with milliseconds, in UTC.
-pub(crate) fn time(unix_ms: u64) -> String {
+pub fn time(unix_ms: u64) -> String {
     i64::try_from(unix_ms)
         .ok()
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
@@ -207,7 +208,8 @@ mod tests {
         let both = SigningSecret::new(
             "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
         );
-        let sign = |secret: &SigningSecret| secret.signer().unwrap().unwrap().signature("a", 1, b"");
+        let sign =
+            |secret: &SigningSecret| secret.signer().unwrap().unwrap().signature("a", 1, b"");
         let signatures = sign(&both);
         let signatures: Vec<_> = signatures.split(' ').collect();
         assert_eq!(signatures.len(), 2);

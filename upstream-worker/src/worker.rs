@@ -262,8 +262,7 @@ impl Partition {
                 } => {
                     shared.metrics.retried.increment(1);
                     let Retry { initial, max, .. } = rule.retry;
-                    let wait =
-                        backoff(initial, max, attempts, retry_after, random_fraction());
+                    let wait = backoff(initial, max, attempts, retry_after, random_fraction());
                     tracing::debug!(
                         rule = %rule.queue, message_id = %message.id, client_id = %message.client,
                         attempts, reason, wait_ms = wait.as_millis(), "a backend is tried again"

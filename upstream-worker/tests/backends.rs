@@ -247,7 +247,8 @@ fn verifies(call: &Call, secret: &[u8]) -> bool {
 async fn a_backend_can_verify_every_attempt_of_a_signed_call() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path());
-    let backend = Backend::start(|_, count| Answer::Status(if count < 3 { 503 } else { 200 })).await;
+    let backend =
+        Backend::start(|_, count| Answer::Status(if count < 3 { 503 } else { 200 })).await;
     let secret = b"a secret of thirty-two bytes, ok";
     let mut signed = rule("a", &backend.url);
     signed["secret"] = json!(format!("whsec_{}", STANDARD.encode(secret)));
