@@ -45,7 +45,7 @@ pub struct KeyConfig {
     pub name: String,
     /// SHA-256 of the key, 64 hexadecimal digits: `printf %s "$KEY" | sha256sum`.
     pub sha256: String,
-    /// What it allows: `push`, `read`, `admin`, `upstream`.
+    /// What it allows: `push`, `read`, `admin`, `upstream`, `delay`.
     pub scopes: Vec<Scope>,
 }
 

@@ -24,11 +24,19 @@ pub enum Scope {
     Admin,
     /// Read and acknowledge what devices sent.
     Upstream,
+    /// Create, change and cancel delayed jobs, and tell of events.
+    Delay,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 4] = [Self::Push, Self::Read, Self::Admin, Self::Upstream];
+    pub const ALL: [Self; 5] = [
+        Self::Push,
+        Self::Read,
+        Self::Admin,
+        Self::Upstream,
+        Self::Delay,
+    ];
 
     /// The name as it stands in the configuration.
     pub const fn as_str(self) -> &'static str {
@@ -37,6 +45,7 @@ impl Scope {
             Self::Read => "read",
             Self::Admin => "admin",
             Self::Upstream => "upstream",
+            Self::Delay => "delay",
         }
     }
 }

@@ -3,8 +3,8 @@
 //! Stateless: what it promises is kept in the router's stores, and the way to a device is the router's
 //! [`Nodes`]. It never opens a socket to a device and knows nothing of MQTT but topic names and properties.
 //!
-//! Read in this order: [`push`] (the one door through which every push goes), `request` (what the JSON of a push
-//! may say), `api` (one file a resource), [`problem`] (every other answer), [`keys`] (who may), `connections` (whose sockets),
+//! Read in this order: [`push`] (the one door through which every push goes), `request` (what the JSON of a push, a
+//! delayed job and an event may say), [`delayed`] (what a delayed job does), `api` (one file a resource), [`problem`] (every other answer), [`keys`] (who may), `connections` (whose sockets),
 //! `readiness` (whether new work is taken), `node_api` (what processes have instead that are no push service).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
@@ -12,6 +12,7 @@
 mod api;
 pub mod config;
 mod connections;
+pub mod delayed;
 pub mod keys;
 mod metrics;
 mod node_api;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moorline_router::embedded::EmbeddedStore;
-use moorline_router::{Nodes, Stores};
+use moorline_router::{Clock, Nodes, RetryPolicy, Stores};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -32,6 +33,7 @@ pub use config::Config;
 pub use keys::{ApiKeyRecord, Scope};
 pub use metrics::{MetricsHandle, install_metrics};
 pub use node_api::{NodeApi, serve_node_api};
+pub use push::Submitter;
 pub use readiness::{Dependency, Findings, Readiness};
 
 /// How often what was recorded is folded into the histograms' buckets.
@@ -55,6 +57,21 @@ pub struct PushService {
     pub readiness: Readiness,
     /// The first level of the topics that belong to one device: `d` in `d/{client}/push`.
     pub device_topics: String,
+    /// The one door for pushes.
+    pub submitter: Arc<Submitter>,
+    /// What is said of delayed jobs.
+    pub delays: Delays,
+}
+
+/// What the HTTP API knows of delayed jobs.
+#[derive(Debug, Clone)]
+pub struct Delays {
+    /// The clock by which they become due.
+    pub clock: Clock,
+    /// For jobs that say nothing of it.
+    pub retry: RetryPolicy,
+    /// Whether they may publish to RabbitMQ.
+    pub amqp: bool,
 }
 
 /// Where what devices sent and no upstream rule takes is read.

@@ -34,6 +34,10 @@ pub enum ProblemKind {
     IdempotencyInProgress,
     /// What is to be cancelled has ended already.
     AlreadyEnded,
+    /// The id of a delayed job belongs to another one.
+    JobConflict,
+    /// A delayed job has begun, or ended.
+    JobBegun,
     /// The body or the payload exceeds its limit.
     PayloadTooLarge,
     /// The body is not declared as JSON.
@@ -95,6 +99,16 @@ impl ProblemKind {
                 "urn:moorline:problem:already-ended",
                 S::CONFLICT,
                 "The message has ended already",
+            ),
+            Self::JobConflict => (
+                "urn:moorline:problem:job-conflict",
+                S::CONFLICT,
+                "The id belongs to another job",
+            ),
+            Self::JobBegun => (
+                "urn:moorline:problem:job-begun",
+                S::CONFLICT,
+                "The job has begun or ended",
             ),
             Self::PayloadTooLarge => (
                 "urn:moorline:problem:payload-too-large",
@@ -161,6 +175,7 @@ pub struct Problem {
     kind: ProblemKind,
     detail: String,
     errors: Vec<FieldError>,
+    state: Option<&'static str>,
 }
 
 /// `application/problem+json` (RFC 9457).
@@ -183,6 +198,9 @@ pub(crate) struct Document<'a> {
     /// Each wrong field.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldError],
+    /// Where the delayed job stands that the request is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'static str>,
 }
 
 impl Problem {
@@ -192,6 +210,15 @@ impl Problem {
             kind,
             detail: detail.into(),
             errors: Vec::new(),
+            state: None,
+        }
+    }
+
+    /// The same, of a job in this state.
+    pub(crate) fn with_state(self, state: &'static str) -> Self {
+        Self {
+            state: Some(state),
+            ..self
         }
     }
 
@@ -223,7 +250,25 @@ impl Problem {
             kind,
             detail,
             errors,
+            state: None,
         }
+    }
+
+    fn document(&self) -> Document<'_> {
+        let (kind, status, title) = self.kind.row();
+        Document {
+            kind,
+            title,
+            status: status.as_u16(),
+            detail: &self.detail,
+            errors: &self.errors,
+            state: self.state,
+        }
+    }
+
+    /// The document as a part of another answer.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self.document()).unwrap_or_default()
     }
 
     /// Which problem.
@@ -260,15 +305,9 @@ impl From<StoreError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (kind, status, title) = self.kind.row();
-        let document = Document {
-            kind,
-            title,
-            status: status.as_u16(),
-            detail: &self.detail,
-            errors: &self.errors,
-        };
-        let body = serde_json::to_vec(&document).expect("a problem has only text and numbers");
+        let status = self.kind.status();
+        let body =
+            serde_json::to_vec(&self.document()).expect("a problem has only text and numbers");
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(

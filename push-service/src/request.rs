@@ -30,7 +30,7 @@ const PROPERTIES_BYTES_MAX: usize = 16 * 1024;
 /// The longest content type, in bytes.
 const CONTENT_TYPE_BYTES_MAX: usize = 255;
 
-const LATER: [&str; 4] = ["collapse_key", "priority", "deliver_at", "delay"];
+const LATER: [&str; 2] = ["collapse_key", "priority"];
 const LATER_TARGETS: [&str; 4] = ["clients", "user", "group", "all"];
 
 /// One push.
@@ -65,6 +65,12 @@ pub(crate) struct PushRequest<'a> {
     /// Keep as the topic's retained message. Only with `to.topic`.
     #[schema(value_type = bool, required = false, default = false)]
     retain: Option<&'a RawValue>,
+    /// Push later: after so long, up to 10 years. Makes a delayed job (`/v1/delays`).
+    #[schema(value_type = TtlRequest, required = false)]
+    delay: Option<&'a RawValue>,
+    /// Push later: at this time, RFC 3339. Makes a delayed job (`/v1/delays`).
+    #[schema(value_type = String, required = false, format = DateTime)]
+    deliver_at: Option<&'a RawValue>,
     #[schema(ignore)]
     unknown: Vec<Cow<'a, str>>,
     #[schema(ignore)]
@@ -135,6 +141,17 @@ macro_rules! fields {
     };
 }
 
+// After the macro, which they use.
+mod action;
+mod delay;
+mod event;
+
+pub(crate) use action::notify_actions;
+pub(crate) use delay::{
+    DelayPatch, DelayRequest, NewDelay, PatchRequest, When, kind_name, parse_time,
+};
+pub(crate) use event::{EventRequest, NewEvent};
+
 fields!(
     PushRequest,
     "an object like {\"to\": {\"client\": \"car-7\"}, \"payload\": \"hello\"}",
@@ -146,7 +163,9 @@ fields!(
     ttl,
     content_type,
     properties,
-    retain
+    retain,
+    delay,
+    deliver_at
 );
 fields!(
     TargetRequest,
@@ -201,6 +220,51 @@ impl Errors {
     }
 }
 
+/// A push that is to be made later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PushLater {
+    /// When.
+    pub(crate) when: When,
+    /// The push, as [`Push::from_json`] reads it then.
+    pub(crate) spec: Bytes,
+}
+
+impl PushRequest<'_> {
+    /// When it is to be made, if not now.
+    fn when(&self, errors: &mut Errors) -> Option<When> {
+        let raw = [("delay", self.delay), ("deliver_at", self.deliver_at)];
+        if raw.iter().all(|(_, raw)| raw.is_none()) {
+            return None;
+        }
+        delay::read_when(errors, raw)
+    }
+
+    /// The request without its time.
+    fn spec(&self) -> Bytes {
+        let fields = [
+            ("to", self.to),
+            ("topic", self.topic),
+            ("payload", self.payload),
+            ("payload_base64", self.payload_base64),
+            ("qos", self.qos),
+            ("ttl", self.ttl),
+            ("content_type", self.content_type),
+            ("properties", self.properties),
+            ("retain", self.retain),
+        ];
+        let mut spec = Vec::new();
+        for (name, raw) in fields {
+            let Some(raw) = raw else { continue };
+            spec.extend_from_slice(if spec.is_empty() { b"{\"" } else { b",\"" });
+            spec.extend_from_slice(name.as_bytes());
+            spec.extend_from_slice(b"\":");
+            spec.extend_from_slice(&compact(raw.get()));
+        }
+        spec.push(b'}');
+        spec.into()
+    }
+}
+
 impl Push {
     /// Reads the body of a request; the problem names every wrong field.
     pub(crate) fn from_json(
@@ -210,10 +274,41 @@ impl Push {
     ) -> Result<Self, Problem> {
         let request: PushRequest<'_> = serde_json::from_slice(body).map_err(|e| malformed(&e))?;
         let mut errors = Errors::default();
+        for (name, given) in [("delay", request.delay), ("deliver_at", request.deliver_at)] {
+            if given.is_some() {
+                errors.add(name, "goes with POST /v1/push only");
+            }
+        }
+        Self::read(&request, errors, config, device_topics)
+    }
+
+    /// As [`Self::from_json`], of a request that may ask for a push later.
+    pub(crate) fn now_or_later(
+        body: &[u8],
+        config: &Config,
+        device_topics: &str,
+    ) -> Result<(Self, Option<PushLater>), Problem> {
+        let request: PushRequest<'_> = serde_json::from_slice(body).map_err(|e| malformed(&e))?;
+        let mut errors = Errors::default();
+        let when = request.when(&mut errors);
+        let push = Self::read(&request, errors, config, device_topics)?;
+        let later = when.map(|when| PushLater {
+            when,
+            spec: request.spec(),
+        });
+        Ok((push, later))
+    }
+
+    fn read(
+        request: &PushRequest<'_>,
+        mut errors: Errors,
+        config: &Config,
+        device_topics: &str,
+    ) -> Result<Self, Problem> {
         note_strangers(&mut errors, "", &request.unknown, &request.repeated, &LATER);
         let target = read_target(&mut errors, request.to);
         let topic = read_topic(&mut errors, target.as_ref(), request.topic, device_topics);
-        let payload = read_payload(&mut errors, &request);
+        let payload = read_payload(&mut errors, request.payload, request.payload_base64);
         let qos = request
             .qos
             .and_then(|raw| errors.keep("qos", read_qos(raw)));
@@ -440,8 +535,12 @@ fn owner_of(target: Target, topic: &TopicName, device_topics: &str) -> Target {
 }
 
 /// The bytes, and whether they are JSON that was given as such.
-fn read_payload(errors: &mut Errors, request: &PushRequest<'_>) -> Option<(Bytes, bool)> {
-    match (request.payload, request.payload_base64) {
+fn read_payload(
+    errors: &mut Errors,
+    payload: Option<&RawValue>,
+    base64: Option<&RawValue>,
+) -> Option<(Bytes, bool)> {
+    match (payload, base64) {
         (Some(_), Some(_)) => {
             errors.add("payload_base64", "must not be given together with payload");
             None

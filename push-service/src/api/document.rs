@@ -22,6 +22,7 @@ use crate::problem::{Document as ProblemDocument, FieldError};
         (name = "messages", description = "What became of a push"),
         (name = "clients", description = "Devices and what waits for them"),
         (name = "bans", description = "Who may not connect"),
+        (name = "delays", description = "What is to be done later, unless something happens before"),
         (name = "upstream", description = "What devices sent"),
         (name = "dead letters", description = "What could not be handed to its backend"),
         (name = "operations", description = "Health, metrics, nodes"),
@@ -37,7 +38,7 @@ impl Modify for Key {
         let key = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .description(Some(
-                "An API key; its scopes are push, read, admin and upstream",
+                "An API key; its scopes are push, read, admin, upstream and delay",
             ))
             .build();
         let components = document.components.get_or_insert_default();
@@ -96,6 +97,7 @@ problems! {
     ConflictProblem:
         ("409", "The Idempotency-Key was used for another request, or the first request with it is still running");
     EndedProblem: ("409", "The message has ended already");
+    DelayProblem: ("409", "The job has begun or ended, or there is another one of this id; `state` says how it is");
     FullProblem: ("429", "An inbox or a queue is full and its policy is to reject, or there are too many consumers");
     NotFoundProblem: ("404", "There is no such thing");
     ReceiptProblem: ("404", "No receipt of this message: it was never accepted, or its receipt has expired");
@@ -156,6 +158,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(operations, 21);
+        assert_eq!(operations, 31);
     }
 }

@@ -30,7 +30,7 @@ macro_rules! scopes {
         })+
     };
 }
-scopes!(Push, Read, Admin, Upstream);
+scopes!(Push, Read, Admin, Upstream, Delay);
 
 /// Whoever called, allowed the scope `S`.
 pub(super) struct Caller<S> {
@@ -124,7 +124,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
         .trim();
     let essence = essence.to_ascii_lowercase();
     match essence.as_str() {
-        "application/json" | "application/x-www-form-urlencoded" => Ok(()),
+        "application/json" | "application/x-ndjson" | "application/x-www-form-urlencoded" => Ok(()),
         other if other.starts_with("application/") && other.ends_with("+json") => Ok(()),
         other => {
             let detail = format!("the Content-Type is {other:?}, must be \"application/json\"");
@@ -214,13 +214,20 @@ impl Params {
         });
     }
 
-    fn read<T>(
+    pub(super) fn read<T>(
         &mut self,
         name: &'static str,
         read: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         let text = self.text(name)?;
         read(&text).map_err(|detail| self.wrong(name, detail)).ok()
+    }
+
+    /// Notes that `name` must be there, if nothing else is wrong with it.
+    pub(super) fn require(&mut self, name: &'static str, detail: &str) {
+        if !self.errors.iter().any(|error| error.field == name) {
+            self.wrong(name, detail);
+        }
     }
 
     /// Entries of one page.

@@ -17,6 +17,8 @@ use crate::problem::{Problem, ProblemKind};
 #[serde(rename_all = "snake_case")]
 #[schema(as = MessageState)]
 pub(super) enum State {
+    /// A delayed job makes it later; only in the answer to a push.
+    Scheduled,
     /// Durable; it waits for the device.
     Accepted,
     /// Handed to the device's connection, or published to the topic.

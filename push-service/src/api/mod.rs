@@ -4,7 +4,10 @@
 mod bans;
 mod clients;
 mod dead_letters;
+mod delay_body;
+mod delays;
 mod document;
+mod events;
 mod extract;
 mod messages;
 mod operations;
@@ -29,7 +32,7 @@ use utoipa_axum::routes;
 use crate::keys::Keys;
 use crate::problem::{Problem, ProblemKind};
 use crate::push::Submitter;
-use crate::{Config, MetricsHandle, PushService, Readiness, UpstreamReading};
+use crate::{Config, Delays, MetricsHandle, PushService, Readiness, UpstreamReading};
 
 pub(crate) use operations::metrics_response;
 
@@ -42,7 +45,8 @@ pub(crate) struct Api {
     metrics: MetricsHandle,
     readiness: Readiness,
     device_topics: String,
-    submitter: Submitter,
+    delays: Delays,
+    submitter: Arc<Submitter>,
     document: Bytes,
     stop: watch::Receiver<bool>,
 }
@@ -72,6 +76,17 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(upstream::delete_consumer))
         .routes(routes!(dead_letters::list))
         .routes(routes!(dead_letters::retry))
+        .routes(routes!(
+            delays::list,
+            delays::create,
+            delays::cancel_by_event
+        ))
+        .routes(routes!(delays::create_batch))
+        .routes(routes!(delays::count))
+        .routes(routes!(delays::get, delays::patch, delays::cancel))
+        .routes(routes!(delays::trigger))
+        .routes(routes!(delays::retry))
+        .routes(routes!(events::tell))
         .routes(routes!(operations::nodes))
         .routes(routes!(operations::alive))
         .routes(routes!(operations::ready))
@@ -85,7 +100,7 @@ pub(crate) fn app(service: PushService, stop: watch::Receiver<bool>) -> Result<R
     let mut keys = service.config.key_records()?;
     keys.extend(service.keys);
     let api = Arc::new(Api {
-        submitter: Submitter::new(service.stores.clone(), Arc::clone(&service.nodes)),
+        submitter: service.submitter,
         keys: Keys::new(keys),
         document: document::to_json(&document).into(),
         config: service.config,
@@ -95,6 +110,7 @@ pub(crate) fn app(service: PushService, stop: watch::Receiver<bool>) -> Result<R
         metrics: service.metrics,
         readiness: service.readiness,
         device_topics: service.device_topics,
+        delays: service.delays,
         stop,
     });
     Ok(router

@@ -7,19 +7,21 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use moorline_mqtt::ByteString;
+use moorline_router::{ActionKind, JobAction, JobCreated, JobPlan, MessageId};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Shared;
 use super::document::{BodyProblems, CallProblems, ConflictProblem, FullProblem, StoreProblem};
 use super::extract::{self, Caller, JsonBody};
 use super::messages::State as MessageState;
+use super::{Api, Shared};
+use crate::delayed::{action_id, push_target};
 use crate::problem::{Problem, ProblemKind};
 use crate::push::{Context, Push, SubmitError, derived_id};
-use crate::request::PushRequest;
+use crate::request::{NewDelay, PushLater, PushRequest};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+pub(super) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Characters of an Idempotency-Key.
 const IDEMPOTENCY_KEY_MAX: usize = 255;
@@ -31,8 +33,11 @@ pub(crate) struct Accepted {
     #[schema(example = "0197f2b6-93ae-7c11-9d0c-0f6d1f6e8f7a")]
     id: String,
     /// `sent`: handed to the device's connection, or published to the topic. `accepted`: it waits for the device.
-    /// `dropped`: QoS 0 and the device is not connected. A repeated push may have gone on to any other state.
+    /// `dropped`: QoS 0 and the device is not connected. `scheduled`: it is made later. A repeated push may have gone on to any other state.
     state: MessageState,
+    /// The delayed job that makes the push; with `delay` or `deliver_at` only. The message id is that of the message to come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delay: Option<String>,
     /// Sessions whose subscriptions match, for a push to a topic.
     #[serde(skip_serializing_if = "Option::is_none")]
     matched: Option<u64>,
@@ -87,10 +92,13 @@ pub(super) async fn push(
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     let read = || {
-        let push = Push::from_json(&body, &api.config, &api.device_topics)?;
-        Ok::<_, Problem>((push, context(&caller.name, &headers)?))
+        let (push, later) = Push::now_or_later(&body, &api.config, &api.device_topics)?;
+        Ok::<_, Problem>((push, later, context(&caller.name, &headers)?))
     };
-    let (push, context) = read().inspect_err(|_| api.submitter.metrics().push_invalid())?;
+    let (push, later, context) = read().inspect_err(|_| api.submitter.metrics().push_invalid())?;
+    if let Some(later) = later {
+        return schedule(&api, later, &push, context).await;
+    }
     // In a task of its own: a caller that hangs up now must not take the delivery with it, when the
     // message is stored and waits for nothing but its hint.
     let submitting = Arc::clone(&api);
@@ -102,6 +110,7 @@ pub(super) async fn push(
     let accepted = Accepted {
         id: outcome.id.as_str().to_owned(),
         state: outcome.state.into(),
+        delay: None,
         matched: outcome.matched,
     };
     let mut response = (StatusCode::ACCEPTED, Json(accepted)).into_response();
@@ -113,8 +122,67 @@ pub(super) async fn push(
     Ok(response)
 }
 
+/// A push that is made later is a job.
+async fn schedule(
+    api: &Api,
+    later: PushLater,
+    push: &Push,
+    context: Context,
+) -> Result<Response, Problem> {
+    let action = JobAction {
+        kind: ActionKind::Push,
+        spec: later.spec,
+    };
+    let delay = NewDelay {
+        id: None,
+        when: later.when,
+        plan: JobPlan {
+            actions: vec![action],
+            check: None,
+            notify: None,
+            retry: api.delays.retry,
+        },
+        cancel_on: Vec::new(),
+        trigger_on: Vec::new(),
+    };
+    let job = api.new_job(delay, context.once);
+    let (job, replayed) = match api.stores.jobs.create(job).await? {
+        JobCreated::Created(job) => (job, false),
+        JobCreated::Same(job) => (job, true),
+        JobCreated::Conflict(job) => {
+            let detail = format!(
+                "was used before for the delayed job {}, with another request; use a new key",
+                job.id
+            );
+            let kind = ProblemKind::IdempotencyConflict;
+            return Err(Problem::field(kind, "Idempotency-Key", detail));
+        }
+    };
+    let accepted = Accepted {
+        id: action_id(&job, 0, &push_target(push)).to_string(),
+        state: MessageState::Scheduled,
+        delay: Some(job.id.to_string()),
+        matched: None,
+    };
+    let mut response = (StatusCode::ACCEPTED, Json(accepted)).into_response();
+    if replayed {
+        response
+            .headers_mut()
+            .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
 fn context(caller: &str, headers: &HeaderMap) -> Result<Context, Problem> {
-    let once = match headers.get(IDEMPOTENCY_KEY) {
+    Ok(Context {
+        once: once(caller, headers)?,
+        traceparent: headers.get(TRACEPARENT).and_then(traceparent),
+    })
+}
+
+/// The id of what the caller's Idempotency-Key names.
+pub(super) fn once(caller: &str, headers: &HeaderMap) -> Result<Option<MessageId>, Problem> {
+    Ok(match headers.get(IDEMPOTENCY_KEY) {
         None => None,
         Some(value) => {
             let key = value.to_str().unwrap_or("").trim();
@@ -127,10 +195,6 @@ fn context(caller: &str, headers: &HeaderMap) -> Result<Context, Problem> {
             }
             Some(derived_id(caller, key))
         }
-    };
-    Ok(Context {
-        once,
-        traceparent: headers.get(TRACEPARENT).and_then(traceparent),
     })
 }
 

@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use async_trait::async_trait;
 use moorline_mqtt::{Publish, Version};
 use moorline_push_service::{
-    ApiKeyRecord, Config, Dependency, MetricsHandle, PushService, Readiness, Scope, ServeError,
-    UpstreamReading, serve,
+    ApiKeyRecord, Config, Delays, Dependency, MetricsHandle, PushService, Readiness, Scope,
+    ServeError, Submitter, UpstreamReading, serve,
 };
 use moorline_router::embedded::{self, EmbeddedStore};
 use moorline_router::{
-    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId, NodeRecord,
-    NodeState, Nodes, Published, SessionView, StoreError,
+    BanTarget, BanView, ClientId, Clock, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId,
+    NodeRecord, NodeState, Nodes, Published, RetryPolicy, SessionView, StoreError,
 };
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
@@ -163,6 +163,16 @@ impl Service {
                 dependencies: vec![Dependency::embedded(Arc::clone(&store))],
             },
             device_topics: "d".into(),
+            submitter: Arc::new(Submitter::new(store.stores(), node.clone())),
+            delays: Delays {
+                clock: Clock::of_machine(),
+                retry: RetryPolicy {
+                    attempts_max: 12,
+                    first_ms: 1_000,
+                    max_ms: 600_000,
+                },
+                amqp: false,
+            },
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
