@@ -10,6 +10,7 @@ use moorline_router::{End, EndReason, Fence, MessageId, Position, ReceivedPublis
 use crate::close_reason::CloseReason;
 use crate::cluster::until_stored;
 use crate::connection::{Connection, Pending, PendingAnswer, ReceivedId};
+use crate::delayed::later;
 use crate::message_parts::id_of;
 use crate::outbound::Corked;
 use crate::publish::{Durable, Routed, Sender, refuse_retained, refuse_topic, route};
@@ -112,7 +113,16 @@ impl Connection {
             self.check_receive_maximum(publish.packet_id)?;
         }
         let denied = self.deny_publish(publish.topic.as_str())?;
-        let mut refusal = refuse_topic(&publish.topic, &self.node.config).or(denied);
+        let mut refusal = match later(&publish.topic, &self.node.delays) {
+            None => refuse_topic(&publish.topic, &self.node.config).or(denied),
+            Some(Err(refusal)) => denied.or(Some(refusal)),
+            // It must be allowed to publish later, and to publish that.
+            Some(Ok(later)) => {
+                let denied_then = self.deny_publish(later.topic.as_str())?;
+                let refused_then = refuse_topic(&later.topic, &self.node.config);
+                denied.or(denied_then).or(refused_then)
+            }
+        };
         if self.version == Version::V5 && publish.qos > QoS::AtMostOnce {
             refusal = refusal.or_else(|| refuse_retained(&publish, &self.node));
         }

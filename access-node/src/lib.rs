@@ -24,6 +24,7 @@ mod config;
 mod connack;
 mod connection;
 mod deadlines;
+mod delayed;
 mod drain;
 mod ending;
 mod fan_out;
@@ -76,6 +77,7 @@ pub use auth::config::{AclConfig, AuthConfig, AuthenticatorKind};
 pub use auth::password::{edit_passwords, hash as hash_password};
 pub use cluster::Cluster;
 pub use config::{Config, Excess, Flapping, PerAddress, PerDevice, QueueOverflow};
+pub use delayed::DelayRules;
 pub use drain::Drain;
 pub use listener_config::{
     CertificateIdentity, ClientCertificateMode, ListenerConfig, Protocol, TlsConfig,
@@ -142,6 +144,7 @@ impl AccessNode {
         access: Access,
         stores: Stores,
         upstream: UpstreamRoutes,
+        delays: DelayRules,
         cluster: Option<Cluster>,
     ) -> Result<Self, StartError> {
         let Access {
@@ -151,7 +154,9 @@ impl AccessNode {
         } = access;
         let auth = Auth::open(&auth, &acl, &config.device_topics, &data_dir);
         let auth = auth.map_err(StartError::Auth)?;
-        let node = Arc::new(Node::new(id, config, auth, stores, upstream, cluster));
+        let node = Arc::new(Node::new(
+            id, config, auth, stores, upstream, delays, cluster,
+        ));
         node.renew_lease().await?;
         match node.cluster {
             None => restore::run(&node).await?,

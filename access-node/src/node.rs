@@ -19,6 +19,7 @@ use crate::close_reason::{CloseReason, Refusal};
 use crate::cluster::{Cluster, Membership};
 use crate::config::Config;
 use crate::deadlines::{Clock, Wheel};
+use crate::delayed::DelayRules;
 use crate::flapping::FlappingClients;
 use crate::handovers::Handovers;
 use crate::metrics::Metrics;
@@ -45,6 +46,7 @@ pub(crate) struct Node {
     pub(crate) auth: Auth,
     pub(crate) stores: Stores,
     pub(crate) upstream: UpstreamRoutes,
+    pub(crate) delays: DelayRules,
     /// Every session of the node, connected or not. Entries change only under the client's stripe.
     pub(crate) sessions: DashMap<ClientId, Arc<Session>, RandomState>,
     pub(crate) subscriptions: Subscriptions<Session>,
@@ -79,6 +81,7 @@ impl Node {
         auth: Auth,
         stores: Stores,
         upstream: UpstreamRoutes,
+        delays: DelayRules,
         cluster: Option<Cluster>,
     ) -> Self {
         let bans = Arc::new(Bans::default());
@@ -93,6 +96,7 @@ impl Node {
             auth,
             stores,
             upstream,
+            delays,
             sessions: DashMap::default(),
             subscriptions: Subscriptions::default(),
             shared: SharedSubscriptions::default(),

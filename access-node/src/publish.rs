@@ -18,6 +18,7 @@ use crate::cluster::Membership;
 use crate::cluster::forward::Forwarded;
 use crate::cluster::retained_changes::following;
 use crate::config::Config;
+use crate::delayed::{self, Later};
 use crate::fan_out::{FanOut, find_matches};
 use crate::message_parts::{expires_at_ms, id_of, lasting_properties, stable_hash, supplied_id};
 use crate::node::Node;
@@ -64,6 +65,10 @@ pub(crate) fn route(
         id,
         durable: SmallVec::new(),
     };
+    if let (Some(sender), Some(Ok(later))) = (from, delayed::later(&publish.topic, &node.delays)) {
+        routing.keep_for_later(sender.client, later);
+        return routing.into_routed(0);
+    }
     if let Some(owner) = device_of(publish.topic.as_str(), &node.config.device_topics) {
         let matched = routing.push_to_device(owner, corked);
         return routing.into_routed(matched);
@@ -71,6 +76,7 @@ pub(crate) fn route(
     let from = from.map(|sender| sender.client);
     if let Some(client) = from {
         routing.send_upstream(client);
+        routing.tell_events();
     }
     if publish.retain {
         routing.retain();
@@ -225,6 +231,20 @@ impl Routing<'_> {
             .upstream
             .publish_behind(vec![(message, queues)], self.fence);
         self.wait_for(stored);
+    }
+
+    fn keep_for_later(&mut self, client: &ClientId, later: Later) {
+        let id = self.id();
+        let stored = delayed::store(self.node, client, later, self.publish, &id);
+        self.wait_for(stored);
+    }
+
+    /// The acknowledgement waits until an event that comes of the message is durable, and told to the jobs it names.
+    fn tell_events(&mut self) {
+        let (node, publish) = (self.node, self.publish);
+        if let Some(told) = delayed::tell_events(node, publish, || self.id()) {
+            self.wait_for(told);
+        }
     }
 
     /// What subscribers elsewhere, persistent sessions and groups get.

@@ -9,7 +9,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use moorline_access_node::{
-    Access, AccessNode, Config, ListenerConfig, ListenerSettings, Protocol,
+    Access, AccessNode, Config, DelayRules, ListenerConfig, ListenerSettings, Protocol,
 };
 use moorline_mqtt::TopicFilter;
 use moorline_router::NodeId;
@@ -106,10 +106,17 @@ impl Node {
         let routes = UpstreamRoutes::new(upstream.expect("a filter"), Vec::new());
         let node = runtime.block_on(async {
             let id = NodeId::for_this_run("fuzz");
-            let mut node =
-                AccessNode::start(id, config, Access::default(), store.stores(), routes, None)
-                    .await
-                    .expect("an empty store has no faults");
+            let mut node = AccessNode::start(
+                id,
+                config,
+                Access::default(),
+                store.stores(),
+                routes,
+                DelayRules::default(),
+                None,
+            )
+            .await
+            .expect("an empty store has no faults");
             node.listen(&socket, settings).expect("one more handle");
             node
         });
