@@ -48,6 +48,8 @@ pub(crate) enum Command {
     PushService,
     /// Run one of several upstream workers, which hand what devices send to backends; on Redis and RabbitMQ
     UpstreamWorker,
+    /// Run one of several delay queues, which carry out delayed jobs; on Redis and RabbitMQ
+    DelayQueue,
     /// Be a device on the terminal: print what arrives, send lines upstream
     Device(DeviceOptions),
     /// Add or change a user of the password file, or remove one

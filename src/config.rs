@@ -34,6 +34,7 @@ pub(crate) struct Config {
     pub(crate) http: moorline_push_service::Config,
     pub(crate) store: moorline_router::embedded::Config,
     pub(crate) upstream: moorline_upstream_worker::Config,
+    pub(crate) delays: moorline_delay_queue::Config,
     pub(crate) redis: moorline_router::redis::Config,
     pub(crate) rabbitmq: moorline_router::rabbit::Config,
     pub(crate) cluster: ClusterConfig,
@@ -71,6 +72,7 @@ impl Default for Config {
             http: moorline_push_service::Config::default(),
             store: moorline_router::embedded::Config::default(),
             upstream: moorline_upstream_worker::Config::default(),
+            delays: moorline_delay_queue::Config::default(),
             redis: moorline_router::redis::Config::default(),
             rabbitmq: moorline_router::rabbit::Config::default(),
             cluster: ClusterConfig::default(),
@@ -176,6 +178,12 @@ fn validate(config: &Config) -> Result<(), String> {
     config.http.validate()?;
     config.store.validate()?;
     config.upstream.validate()?;
+    config.delays.validate()?;
+    if !config.delays.bindings.is_empty() && !config.rabbitmq.is_on() {
+        return Err(
+            "delays.bindings come from RabbitMQ: set rabbitmq.url, or leave them out".to_owned(),
+        );
+    }
     config.validate_cluster()?;
     config
         .log
@@ -197,15 +205,11 @@ impl Config {
     }
 
     fn validate_cluster(&self) -> Result<(), String> {
-        let (has, lacks) = match (self.redis.is_on(), self.rabbitmq.is_on()) {
-            (true, false) => ("redis.url", "rabbitmq.url"),
-            (false, true) => ("rabbitmq.url", "redis.url"),
-            _ => ("", ""),
-        };
-        if has != lacks {
-            return Err(format!(
-                "{has} is set and {lacks} is not: processes share both, or everything is kept in the data directory"
-            ));
+        if self.redis.is_on() && !self.rabbitmq.is_on() {
+            return Err(
+                "redis.url is set and rabbitmq.url is not: processes share both, or everything is kept in the data directory"
+                    .to_owned(),
+            );
         }
         self.redis.validate()?;
         self.rabbitmq.validate()?;
@@ -230,12 +234,10 @@ mod tests {
         config.rabbitmq.url = "amqp://127.0.0.1:5672".into();
         assert_eq!(validate(&config), Ok(()));
         assert!(config.is_cluster() && !Config::default().is_cluster());
+        // A single machine may have a RabbitMQ for what delayed jobs publish.
         config.redis.url = String::new();
-        let error = validate(&config).unwrap_err();
-        assert!(
-            error.starts_with("rabbitmq.url is set and redis.url"),
-            "{error}"
-        );
+        assert_eq!(validate(&config), Ok(()));
+        assert!(!config.is_cluster());
     }
 
     #[test]

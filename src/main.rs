@@ -68,6 +68,7 @@ fn run() -> Result<(), Failure> {
         Command::AccessNode => run(Role::AccessNode),
         Command::PushService => run(Role::PushService),
         Command::UpstreamWorker => run(Role::UpstreamWorker),
+        Command::DelayQueue => run(Role::DelayQueue),
         Command::Passwd(options) => passwd::run(&options, &cli.options),
         Command::Device(device) => device::run(&device).map_err(Failure::from),
         Command::Config {

@@ -1,16 +1,16 @@
 //! The stores of a process: embedded ones on a single machine, else those that it shares with the others.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use moorline_push_service::{Dependency, Findings, UpstreamReading};
 use moorline_router::embedded::EmbeddedStore;
 use moorline_router::pubsub::TopicPushes;
-use moorline_router::rabbit::{RabbitEvents, RabbitPubSub, RabbitUpstream};
+use moorline_router::rabbit::{Publisher, RabbitEvents, RabbitPubSub, RabbitUpstream, Topology};
 use moorline_router::redis::{Health, Limits, RedisStore};
 use moorline_router::remote::{RemoteNodes, Security};
-use moorline_router::{Events, NodeId, Stores};
+use moorline_router::{Clock, Events, NodeId, Stores, unix_ms};
 
 use super::Role;
 use crate::Failure;
@@ -20,6 +20,11 @@ use crate::config::Config;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a process that starts waits for Redis to say how it is configured.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often the clock of delayed jobs is compared with that of their store.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest time that the store may take to answer, for its answer to be of use.
+const CLOCK_DELAY_MAX: Duration = Duration::from_millis(100);
 
 /// Where everything is kept that is to outlive the process.
 pub(super) enum Backends {
@@ -47,6 +52,7 @@ impl Backends {
         if !config.is_cluster() {
             let mut store = config.store.clone();
             store.data_dir.clone_from(&config.data_dir);
+            store.jobs = config.delays.kept.clone();
             let store = EmbeddedStore::open(store);
             let store = store.map_err(|error| Failure::Usage(error.to_string()))?;
             return Ok(Self::Embedded(store));
@@ -79,6 +85,43 @@ impl Backends {
             Self::Embedded(_) => None,
             Self::Shared(shared) => Some(shared),
         }
+    }
+
+    /// The clock by which delayed jobs become due. Where jobs are shared, it follows that of their store.
+    pub(super) async fn clock(&self) -> Clock {
+        let Self::Shared(shared) = self else {
+            return Clock::of_machine();
+        };
+        let jobs = Arc::clone(&shared.stores.jobs);
+        let first = tokio::time::timeout(HEALTH_TIMEOUT, jobs.time()).await;
+        let first_ms = match first {
+            Ok(Ok(first_ms)) => first_ms,
+            // It is corrected as soon as the store answers; until then nothing can be claimed.
+            _ => unix_ms(),
+        };
+        let clock = Clock::following(first_ms);
+        let follower = clock.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(CLOCK_INTERVAL).await;
+                let asked = Instant::now();
+                // An answer that took long says what the time was.
+                if let Ok(now_ms) = jobs.time().await
+                    && asked.elapsed() <= CLOCK_DELAY_MAX
+                {
+                    follower.observe(now_ms);
+                }
+            }
+        });
+        clock
+    }
+
+    /// The way of delayed jobs to RabbitMQ, where there is one.
+    pub(super) fn job_publisher(&self, config: &Config) -> Option<Arc<Publisher>> {
+        config
+            .rabbitmq
+            .is_on()
+            .then(|| Publisher::new(&config.rabbitmq, "moorline delays", 1, &Topology::new()))
     }
 
     /// What `/readyz` looks at.
@@ -129,6 +172,7 @@ impl SharedBackends {
             retained: Arc::clone(&store) as _,
             bans: Arc::clone(&store) as _,
             upstream: Arc::clone(&upstream) as _,
+            jobs: store.jobs(),
         };
         let pushes = TopicPushes {
             pubsub: Arc::clone(&pubsub) as _,

@@ -26,6 +26,8 @@ pub(crate) enum Role {
     PushService,
     /// Hands what devices sent to backends.
     UpstreamWorker,
+    /// Carries out delayed jobs.
+    DelayQueue,
 }
 
 impl Role {
@@ -41,6 +43,10 @@ impl Role {
         matches!(self, Self::All | Self::UpstreamWorker)
     }
 
+    fn fires(self) -> bool {
+        matches!(self, Self::All | Self::DelayQueue)
+    }
+
     /// As on the command line.
     fn name(self) -> &'static str {
         match self {
@@ -48,6 +54,7 @@ impl Role {
             Self::AccessNode => "access-node",
             Self::PushService => "push-service",
             Self::UpstreamWorker => "upstream-worker",
+            Self::DelayQueue => "delay-queue",
         }
     }
 

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use moorline_access_node::{Access, AccessNode, Cluster, Drain};
+use moorline_access_node::{Access, AccessNode, Cluster, DelayRules, Drain};
+use moorline_delay_queue::{DelayQueue, Outlets};
 use moorline_push_service::{
-    ApiKeyRecord, MetricsHandle, NodeApi, PushService, Readiness, ServeError,
+    ApiKeyRecord, Delays, MetricsHandle, NodeApi, PushService, Readiness, ServeError, Submitter,
 };
-use moorline_router::{NodeId, remote};
+use moorline_router::{Clock, NodeId, remote};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -147,6 +148,7 @@ struct Process {
     internal: Option<Part<Result<(), remote::ServeError>>>,
     http: Part<Result<(), ServeError>>,
     worker: Option<Part<()>>,
+    delays: Option<Part<Result<(), String>>>,
     draining: Arc<AtomicBool>,
     drain_asked: Arc<Notify>,
     /// Where there are other nodes that devices can go to.
@@ -173,13 +175,14 @@ impl Process {
             internal: internal.as_ref().map(taken).transpose()?,
             http: taken(&http)?,
         };
+        let clock = backends.clock().await;
         let mut node = None;
         let mut internal_part = None;
         if role.has_devices() {
             let address = addresses.internal;
-            let started = start_node(id.clone(), config, backends, address).await?;
+            let started = start_node(id.clone(), config, backends, clock.clone(), address).await?;
             if let (Some(socket), Some(shared)) = (internal, backends.shared()) {
-                shared.peers.attach(id, started.local_nodes());
+                shared.peers.attach(id.clone(), started.local_nodes());
                 let socket = TcpListener::from_std(socket).context("internal listener")?;
                 internal_part = Some(serve_internal(socket, &started, shared));
             }
@@ -197,20 +200,28 @@ impl Process {
             key.map(|key| ApiKeyRecord::with_every_scope(ApiKeyRecord::DEFAULT_NAME, &key.key));
         let keys: Vec<_> = keys.into_iter().collect();
         let stop = Stop::new();
+        let nodes = match (&node, backends.shared()) {
+            (Some(node), _) => node.nodes(),
+            (None, Some(shared)) => Arc::clone(&shared.peers) as _,
+            (None, None) => unreachable!("a part alone has shared stores"),
+        };
+        let submitter = Arc::new(Submitter::new(backends.stores(), Arc::clone(&nodes)));
         let http = if role.has_api() {
             let service = PushService {
                 config: config.http.clone(),
                 stores: backends.stores(),
-                nodes: match (&node, backends.shared()) {
-                    (Some(node), _) => node.nodes(),
-                    (None, Some(shared)) => Arc::clone(&shared.peers) as _,
-                    (None, None) => unreachable!("a push service alone has shared stores"),
-                },
+                nodes: Arc::clone(&nodes),
                 upstream: backends.upstream_reading(config),
                 keys,
                 metrics,
                 readiness,
                 device_topics: config.mqtt.device_topics.clone(),
+                submitter: Arc::clone(&submitter),
+                delays: Delays {
+                    clock: clock.clone(),
+                    retry: config.delays.retry.policy(),
+                    amqp: config.rabbitmq.is_on(),
+                },
             };
             tokio::spawn(moorline_push_service::serve(http, service, stop.told()))
         } else {
@@ -237,6 +248,29 @@ impl Process {
                 stop,
             }
         });
+        let delays = role.fires().then(|| {
+            let stop = Stop::new();
+            let queue = DelayQueue {
+                config: config.delays.clone(),
+                holder: id.clone(),
+                jobs: backends.stores().jobs,
+                clock,
+                outlets: Outlets {
+                    submitter,
+                    http: config.http.clone(),
+                    device_topics: config.mqtt.device_topics.clone(),
+                    nodes,
+                    upstream: backends.stores().upstream,
+                    routes: config.upstream.routes(),
+                    publisher: backends.job_publisher(config),
+                },
+                rabbit: config.rabbitmq.is_on().then(|| config.rabbitmq.clone()),
+            };
+            Part {
+                task: tokio::spawn(moorline_delay_queue::run(queue, stop.told())),
+                stop,
+            }
+        });
         if let Some(node) = &mut node {
             for device in devices {
                 let listening = node.listen(&device.socket, device.settings);
@@ -250,6 +284,7 @@ impl Process {
             internal: internal_part,
             http,
             worker,
+            delays,
             draining,
             drain_asked,
             drain: config.is_cluster().then_some(Drain {
@@ -293,6 +328,13 @@ impl Process {
             () = self.drain() => {}
             () = signals.stop.told() => tracing::warn!("told again: the devices that are still here are disconnected"),
         }
+        // What is under way may still need everything else.
+        if let Some(delays) = self.delays {
+            let ended = delays.end("delayed jobs still under way").await;
+            if let Some(Err(error)) = ended.context("delay queue")? {
+                tracing::error!(%error, "the delay queue did not work");
+            }
+        }
         // Pushes first, so that nothing is accepted that nobody could deliver any more.
         let http = self.http.end("HTTP requests still open").await;
         if let Some(ended) = http.context("HTTP service")? {
@@ -319,6 +361,7 @@ async fn start_node(
     id: NodeId,
     config: &Config,
     backends: &Backends,
+    clock: Clock,
     internal: Option<SocketAddr>,
 ) -> Result<AccessNode, Failure> {
     let access = Access {
@@ -341,7 +384,13 @@ async fn start_node(
     });
     let routes = config.upstream.routes();
     let mqtt = config.mqtt.clone();
-    let started = AccessNode::start(id, mqtt, access, backends.stores(), routes, cluster);
+    let delays = DelayRules {
+        clock,
+        retry: config.delays.retry.policy(),
+        delay_max: config.delays.device_delay_max,
+        events: config.delays.topic_events(),
+    };
+    let started = AccessNode::start(id, mqtt, access, backends.stores(), routes, delays, cluster);
     Ok(started.await?)
 }
 
