@@ -143,3 +143,26 @@ fn as_upstream(properties: &BasicProperties, body: &[u8]) -> Value {
     }
     message
 }
+
+/// Publishes to an exchange and waits until the broker has it.
+///
+/// # Panics
+/// When it is not taken.
+pub async fn publish(url: &str, exchange: &str, routing_key: &str, body: &str) {
+    let connection = connect(url).await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let selected = channel.confirm_select(lapin::options::ConfirmSelectOptions::default());
+    selected.await.expect("confirms");
+    let published = channel
+        .basic_publish(
+            exchange.into(),
+            routing_key.into(),
+            lapin::options::BasicPublishOptions::default(),
+            body.as_bytes(),
+            BasicProperties::default(),
+        )
+        .await
+        .unwrap_or_else(|error| panic!("{exchange}: {error}"));
+    published.await.expect("a confirm");
+    _ = connection.close(200, "done".into()).await;
+}

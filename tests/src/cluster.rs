@@ -1,7 +1,7 @@
 //! The gateway as a cluster: its roles as processes over one Redis and one RabbitMQ.
 //!
-//! With `MOORLINE_TEST_FIXTURE=cluster` every [`Gateway`](crate::Gateway) is two access nodes, a push service and an upstream
-//! worker, with a key prefix and a virtual host of its own on servers that all tests share.
+//! With `MOORLINE_TEST_FIXTURE=cluster` every [`Gateway`](crate::Gateway) is two access nodes, a push service, an upstream
+//! worker and a delay queue, with a key prefix and a virtual host of its own on servers that all tests share.
 
 use std::path::Path;
 use std::process::Command;
@@ -95,6 +95,7 @@ pub(crate) fn launch(options: &Options, stores: &Stores, work: &Path, log: &Log)
         ("access-node", "node-b"),
         ("push-service", "push"),
         ("upstream-worker", "worker"),
+        ("delay-queue", "delays"),
     ];
     let config = options.config.as_deref().unwrap_or("");
     let starting: Vec<_> = roles

@@ -13,6 +13,7 @@ mod pushers;
 mod world;
 
 mod cut_off;
+mod delays_killed;
 mod hopping;
 mod node_killed;
 mod one_process;

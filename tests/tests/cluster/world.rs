@@ -72,6 +72,7 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Member>,
     pub(crate) services: Vec<Member>,
     pub(crate) workers: Vec<Member>,
+    pub(crate) delays: Vec<Member>,
     /// Where devices connect.
     pub(crate) mqtt: Addresses,
     /// Where backends push.
@@ -172,6 +173,9 @@ impl World {
             workers: (0..2)
                 .map(|at| member("upstream-worker", "worker", at, stores.clone()))
                 .collect(),
+            delays: (0..2)
+                .map(|at| member("delay-queue", "delay", at, stores.clone()))
+                .collect(),
             mqtt: Addresses::default(),
             http: Addresses::default(),
             admin: Addresses::default(),
@@ -193,6 +197,7 @@ impl World {
         for at in 0..2 {
             world.start_service(at);
             world.start_worker(at);
+            world.start_delays(at);
         }
         world.await_ready().await;
         world
@@ -224,6 +229,10 @@ impl World {
 
     pub(crate) fn start_worker(&mut self, at: usize) {
         self.workers[at].process = Some(self.launch(&self.workers[at]));
+    }
+
+    pub(crate) fn start_delays(&mut self, at: usize) {
+        self.delays[at].process = Some(self.launch(&self.delays[at]));
     }
 
     /// Waits until every node takes devices.
@@ -269,6 +278,14 @@ impl World {
             .process
             .take()
             .expect("the worker runs")
+            .kill9();
+    }
+
+    pub(crate) fn kill_delays(&mut self, at: usize) {
+        self.delays[at]
+            .process
+            .take()
+            .expect("the delay queue runs")
             .kill9();
     }
 
@@ -366,6 +383,7 @@ impl World {
             .services
             .iter_mut()
             .chain(&mut self.workers)
+            .chain(&mut self.delays)
             .chain(&mut self.nodes)
         {
             if member.process.is_some() {
