@@ -82,6 +82,8 @@ pub(crate) enum Scenario {
     Push(Push),
     /// Devices publish upstream, a consumer reads it
     Upstream(Upstream),
+    /// Delayed jobs: many that wait, many that become due
+    Delay(Delay),
     /// Device to device in pairs, against any broker
     Pubsub(Pubsub),
     /// connect and pubsub on moorline and on mosquitto, side by side
@@ -146,6 +148,35 @@ pub(crate) struct Upstream {
     /// Messages in one page of the consumer
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub(crate) page: u16,
+}
+
+/// `delay`
+#[derive(Debug, Args)]
+pub(crate) struct Delay {
+    /// Jobs that wait and do not become due
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub(crate) pending: u64,
+    /// How many receive
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) devices: u32,
+    /// Jobs that become due in a second
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rate: u32,
+    /// For how long
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// Jobs that are created and cancelled in a second meanwhile
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 100)]
+    pub(crate) churn: u32,
+    /// How long the server is left alone before
+    #[arg(long, default_value = "20s", value_parser = parse_duration)]
+    pub(crate) idle: Duration,
+    /// HTTP connections
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) callers: u16,
+    /// The server's data directory, whose size is then told
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
 }
 
 /// `pubsub`

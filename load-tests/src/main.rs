@@ -34,7 +34,7 @@ use fleet::Ramp;
 use procfs::Machine;
 use report::Report;
 use roles::Flow;
-use scenario::{Load, Setup, compare, connect, pubsub, push, upstream};
+use scenario::{Load, Setup, compare, connect, delay, pubsub, push, upstream};
 use server::Kind;
 
 #[tokio::main]
@@ -65,6 +65,9 @@ async fn run(cli: Cli) -> Result<bool> {
         }
         Scenario::Upstream(args) => {
             Some(upstream::run(&setup, &bounds.upstream(&args), "upstream".to_owned()).await?)
+        }
+        Scenario::Delay(args) => {
+            Some(delay::run(&setup, &bounds.delay(args), "delay".to_owned()).await?)
         }
         Scenario::Pubsub(args) => {
             Some(pubsub::run(&setup, &bounds.pubsub(&args), "pubsub".to_owned()).await?)
@@ -144,6 +147,21 @@ impl Bounds {
         }
     }
 
+    fn delay(self, args: cli::Delay) -> delay::Plan {
+        delay::Plan {
+            pending: args.pending,
+            devices: self.devices(args.devices),
+            rate: args.rate,
+            duration: args.duration,
+            churn: args.churn,
+            idle: args.idle,
+            callers: usize::from(args.callers),
+            payload_bytes: self.payload_bytes,
+            at_once: self.at_once,
+            data_dir: args.data_dir,
+        }
+    }
+
     fn pubsub(self, args: &cli::Pubsub) -> pubsub::Plan {
         pubsub::Plan {
             pairs: (self.devices(args.pairs.saturating_mul(2)) / 2).max(1),
@@ -201,6 +219,7 @@ fn title(scenario: &Scenario) -> &'static str {
         Scenario::Connect(_) => "Idle devices",
         Scenario::Push(_) => "Push: HTTP in, PUBACK out",
         Scenario::Upstream(_) => "Upstream: PUBLISH in, HTTP out",
+        Scenario::Delay(_) => "Delayed jobs",
         Scenario::Pubsub(_) => "Publish and subscribe in pairs",
         Scenario::Compare(_) => "Moorline and Mosquitto side by side",
     }

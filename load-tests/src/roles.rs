@@ -49,6 +49,8 @@ pub(crate) struct Receiving {
     pub(crate) ledger: Arc<Ledger>,
     /// Different messages that have arrived so far.
     pub(crate) delivered: AtomicU64,
+    /// Messages that have arrived before they were due.
+    pub(crate) early: AtomicU64,
     /// From the moment a message was due until its receiver had written the PUBACK.
     pub(crate) since_due: Latency,
     /// From the moment a message was sent until its receiver had written the PUBACK.
@@ -63,6 +65,7 @@ impl Receiving {
             clock,
             ledger,
             delivered: AtomicU64::new(0),
+            early: AtomicU64::new(0),
             since_due: Latency::new(format!("{what} received, from when it was due")),
             since_sent: Latency::new(format!("{what} received, from when it was sent")),
         }
@@ -111,6 +114,9 @@ impl Receiving {
                 stamp.device,
                 publish.topic.as_str()
             );
+        }
+        if now_ns < stamp.due_ns {
+            self.early.fetch_add(1, Ordering::Relaxed);
         }
         if self.ledger.deliver(device, stamp.sequence) {
             // Both count the same messages, also at the end of the warm-up.

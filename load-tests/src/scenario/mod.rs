@@ -2,6 +2,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod connect;
+pub(crate) mod delay;
 pub(crate) mod pubsub;
 pub(crate) mod push;
 pub(crate) mod upstream;
