@@ -50,6 +50,9 @@ impl Backends {
     /// Opens what the configuration names. `id` is that of this run.
     pub(super) async fn open(config: &Config, id: &NodeId) -> Result<Self, Failure> {
         if !config.is_cluster() {
+            if config.rabbitmq.is_on() {
+                tracing::info!("RabbitMQ is for delayed jobs only, as redis.url is not set: everything is kept in the data directory");
+            }
             let mut store = config.store.clone();
             store.data_dir.clone_from(&config.data_dir);
             store.jobs = config.delays.kept.clone();
@@ -209,6 +212,7 @@ impl SharedBackends {
                 // Devices may come and be pushed to without it.
                 let (to, what) = match role {
                     Role::UpstreamWorker => (&mut found.reasons, "there is nothing to do"),
+                    Role::DelayQueue => (&mut found.warnings, "jobs that publish to it wait"),
                     _ => (&mut found.warnings, "what devices publish waits"),
                 };
                 to.push(format!("it is out of reach: {what}"));

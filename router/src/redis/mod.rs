@@ -46,7 +46,6 @@ mod link;
 mod link_tests;
 #[cfg(test)]
 mod lua_tests;
-mod no_jobs;
 mod port;
 mod queues;
 mod receipts;
