@@ -161,7 +161,7 @@ impl SharedBackends {
             inbox: config.store.inbox,
             receipt_retention: config.store.receipt_retention,
             receipts_bytes_max: config.store.receipts_bytes_max,
-            jobs: config.store.jobs.clone(),
+            jobs: config.delays.kept.clone(),
         };
         let store = RedisStore::open(&config.redis, limits);
         let store = store.map_err(|error| Failure::Usage(format!("redis: {error}")))?;
