@@ -114,7 +114,7 @@ fn runs_like_the_reference(steps: Vec<job_model::Step>) {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(16))]
     #[test]
     fn delayed_jobs_are_those_of_a_simple_reference(steps in job_model::steps()) {
         runs_like_the_reference(steps);

@@ -261,3 +261,46 @@ impl Staged {
         Ok(keys.into_keys().collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_keys_are_those_that_will_be_there_after_the_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path(), 1 << 20).unwrap();
+        let key = |n: u8| vec![b'k', n];
+        let mut staged = Staged::default();
+        for n in (0..60).step_by(2) {
+            staged.put(key(n), Vec::new());
+        }
+        engine.commit(staged, false).unwrap();
+        let mut staged = Staged::default();
+        for n in (0..60).step_by(3) {
+            staged.put(key(n), vec![n]);
+        }
+        for n in (0..60).step_by(4) {
+            staged.delete(key(n));
+        }
+        for (from, to) in [(0, 60), (0, 1), (1, 30), (17, 59), (30, 30), (40, 20)] {
+            let all = staged
+                .keys(&engine, key(from), key(to).max(key(from)))
+                .unwrap();
+            for limit in [0, 1, 2, 7, 100] {
+                for skip_first in [false, true] {
+                    let (bound, expected): (_, Vec<_>) = match skip_first {
+                        false => (Bound::Included(key(from)), all.iter().collect()),
+                        true => (
+                            Bound::Excluded(key(from)),
+                            all.iter().filter(|other| **other != key(from)).collect(),
+                        ),
+                    };
+                    let found = staged.first_keys(&engine, bound, key(to), limit).unwrap();
+                    let expected: Vec<_> = expected.into_iter().take(limit).cloned().collect();
+                    assert_eq!(found, expected, "{from} to {to}, {limit}");
+                }
+            }
+        }
+    }
+}

@@ -195,13 +195,18 @@ impl Transaction {
 
     /// Forgets events whose window is over; says how many, at most `limit`.
     pub(super) fn sweep_events(&mut self, now_ms: u64, limit: usize) -> Result<usize, StoreError> {
+        if limit == 0 {
+            return Ok(0);
+        }
         let window_ms = self.shared.config.jobs.event_window_ms();
         let from = Bound::Included(self.jobs.floor(&[EVENT_AT]));
         let end = after_prefix(&[EVENT_AT]);
         let keys = self.staged.first_keys(&self.engine, from, end, limit)?;
-        if let Some(first) = keys.first() {
-            self.jobs.raise_floor(&[EVENT_AT], first.clone());
-        }
+        let first = keys.first().cloned();
+        self.jobs.raise_floor(
+            &[EVENT_AT],
+            first.unwrap_or_else(|| after_prefix(&[EVENT_AT])),
+        );
         let mut removed = 0;
         for key in keys {
             let (at_ms, name, id) = job_keys::event_at_of(&key)?;

@@ -154,19 +154,43 @@ impl Transaction {
         self.change_job(id, JobState::Failed, |job| job.try_again(now_ms))
     }
 
-    /// At most `limit` keys of a run of the index, from `from` on, staged changes included.
-    fn places(&self, run: &[u8], from: Vec<u8>, limit: usize) -> Result<Vec<Place>, StoreError> {
-        let keys = self.staged.first_keys(
-            &self.engine,
-            Bound::Included(from),
-            after_prefix(run),
-            limit,
-        )?;
+    /// At most `limit` places of the index from `from` up to, without, `to`, staged changes included.
+    fn places(&self, from: Vec<u8>, to: Vec<u8>, limit: usize) -> Result<Vec<Place>, StoreError> {
+        let keys = self
+            .staged
+            .first_keys(&self.engine, Bound::Included(from), to, limit)?;
         let place = |key: Vec<u8>| {
             let (at_ms, id) = job_keys::due_of(&key)?;
             Ok(Place { at_ms, id, key })
         };
         keys.into_iter().map(place).collect()
+    }
+
+    /// The places of a state up to and with `until_ms`, at most `limit`, and the time of the first one after it, if there
+    /// are no more. `limit` is not zero.
+    fn places_until(
+        &mut self,
+        state: JobState,
+        until_ms: u64,
+        limit: usize,
+    ) -> Result<(Vec<Place>, Option<u64>), StoreError> {
+        let run = job_keys::state(state);
+        let end = after_prefix(&run);
+        let until = job_keys::from(state, until_ms.saturating_add(1));
+        let floor = self.jobs.floor(&run);
+        let found = match floor < until {
+            true => self.places(floor.clone(), until.clone(), limit)?,
+            false => Vec::new(),
+        };
+        let mut first = found.first().map(|first| first.key.clone());
+        let mut next_ms = None;
+        if found.len() < limit {
+            let next = self.places(floor.max(until), end.clone(), 1)?.pop();
+            next_ms = next.as_ref().map(|next| next.at_ms);
+            first = first.or(next.map(|next| next.key));
+        }
+        self.jobs.raise_floor(&run, first.unwrap_or(end));
+        Ok((found, next_ms))
     }
 
     pub(super) fn claim_jobs(
@@ -185,21 +209,9 @@ impl Transaction {
         };
         if places.is_empty() {
             for state in CLAIMABLE {
-                let run = job_keys::state(state);
-                let floor = self.jobs.floor(&run);
-                let found = self.places(&run, floor, limit + 1)?;
-                if let Some(first) = found.first() {
-                    self.jobs.raise_floor(&run, first.key.clone());
-                }
-                for place in found {
-                    match place.at_ms <= now_ms {
-                        true => places.push(place),
-                        false => {
-                            next(place.at_ms);
-                            break;
-                        }
-                    }
-                }
+                let (found, next_ms) = self.places_until(state, now_ms, limit + 1)?;
+                places.extend(found);
+                next_ms.into_iter().for_each(&mut next);
             }
             places.sort_by(|a, b| (a.at_ms, &a.id).cmp(&(b.at_ms, &b.id)));
         } else {
@@ -229,8 +241,8 @@ impl Transaction {
         while left.is_empty()
             && let Some(from) = self.jobs.recovered_to.take()
         {
-            let run = job_keys::state(JobState::Firing);
-            let found = self.places(&run, from, limit)?;
+            let end = after_prefix(&job_keys::state(JobState::Firing));
+            let found = self.places(from, end, limit)?;
             let mut next = found.last().map(|last| last.key.clone());
             if let Some(next) = &mut next {
                 next.push(0);
@@ -333,16 +345,12 @@ impl Transaction {
         let mut removed = 0;
         for state in JobState::ALL.into_iter().filter(|state| state.is_final()) {
             let retention_ms = self.shared.config.jobs.retention_ms(state);
-            let run = job_keys::state(state);
-            let floor = self.jobs.floor(&run);
-            let found = self.places(&run, floor, limit - removed)?;
-            if let Some(first) = found.first() {
-                self.jobs.raise_floor(&run, first.key.clone());
-            }
+            let left = limit - removed;
+            let Some(until_ms) = now_ms.checked_sub(retention_ms).filter(|_| left > 0) else {
+                continue;
+            };
+            let (found, _) = self.places_until(state, until_ms, left)?;
             for place in found {
-                if place.at_ms.saturating_add(retention_ms) > now_ms {
-                    break;
-                }
                 self.remove_job(&place)?;
                 removed += 1;
             }

@@ -344,3 +344,104 @@ impl Jobs for EmbeddedStore {
         Ok(unix_ms())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::contract::job_events::event;
+    use crate::contract::jobs::{LEASE, NOW, claim, created, holder, id, ids, job, name};
+    use crate::embedded::Config;
+
+    fn open(dir: &TempDir) -> std::sync::Arc<EmbeddedStore> {
+        EmbeddedStore::open(Config {
+            data_dir: dir.path().join("data"),
+            ..Config::default()
+        })
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_cannot_be_read_never_stops_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir);
+        for text in ["a", "b", "c"] {
+            let new = NewJob {
+                cancel_on: vec![name("t:1")],
+                ..job(text, NOW)
+            };
+            created(&*store, new).await;
+        }
+        let damage = |tx: &mut crate::embedded::Transaction| {
+            tx.staged
+                .put(job_keys::job(&id("b")), b"not a job".to_vec());
+            Ok(())
+        };
+        store.submit(Kind::Change, 64, damage).await.unwrap();
+        let claimed = claim(&*store, NOW).await;
+        assert_eq!(ids(&claimed), ["a", "c"]);
+        assert_eq!(store.counts().await.unwrap().total(), 2);
+        created(&*store, job("d", NOW)).await;
+        let outcome = store.event(&event("t:1", NOW)).await.unwrap();
+        assert_eq!(outcome, EventOutcome::default());
+        assert!(matches!(
+            store.get(&id("b")).await,
+            Err(StoreError::Damaged(_))
+        ));
+        assert_eq!(ids(&claim(&*store, NOW).await), ["d"]);
+    }
+
+    #[tokio::test]
+    async fn claims_of_an_earlier_run_are_given_out_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir);
+        for n in 0..700 {
+            created(&*store, job(&format!("job-{n:03}"), NOW)).await;
+        }
+        let before = claim(&*store, NOW).await;
+        assert_eq!(before.len(), 700);
+        store.close().unwrap();
+        drop(store);
+        let store = open(&dir);
+        let after = claim(&*store, NOW + 1).await;
+        assert_eq!(after.len(), 700);
+        let newest = before.iter().map(|job| job.token).max();
+        assert!(after.iter().all(|job| Some(job.token) > newest));
+        // Those of this run have their leases.
+        assert!(claim(&*store, NOW + LEASE).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_due_later_wakes_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir);
+        created(&*store, job("a", NOW + 1_000)).await;
+        let mut earlier = store.earlier(0);
+        let claimed = store.claim(0, &holder(), NOW, 10, LEASE).await.unwrap();
+        assert_eq!(claimed.next_due_ms, Some(NOW + 1_000));
+        earlier.mark_unchanged();
+        created(&*store, job("b", NOW + 1_000)).await;
+        created(&*store, job("c", NOW + 5_000)).await;
+        store.cancel(&id("c"), NOW).await.unwrap();
+        store.event(&event("t:1", NOW)).await.unwrap();
+        assert!(!earlier.has_changed().unwrap());
+        created(&*store, job("d", NOW + 999)).await;
+        assert!(earlier.has_changed().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_run_that_was_emptied_is_found_again_when_something_comes_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir);
+        created(&*store, job("late", NOW + 100)).await;
+        assert_eq!(ids(&claim(&*store, NOW + 100).await), ["late"]);
+        assert!(claim(&*store, NOW + 100).await.is_empty());
+        for (text, at_ms) in [("b", 50), ("a", 20), ("c", 80)] {
+            created(&*store, job(text, NOW + at_ms)).await;
+        }
+        assert_eq!(ids(&claim(&*store, NOW + 100).await), ["a", "b", "c"]);
+        created(&*store, job("first", 1)).await;
+        assert_eq!(ids(&claim(&*store, NOW + 100).await), ["first"]);
+    }
+}
