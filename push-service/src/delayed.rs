@@ -148,7 +148,11 @@ impl AmqpPublish {
 }
 
 /// The target of an action, see [`action_id`].
-pub fn target_of(action: &JobAction, config: &Config, device_topics: &str) -> Result<String, String> {
+pub fn target_of(
+    action: &JobAction,
+    config: &Config,
+    device_topics: &str,
+) -> Result<String, String> {
     let spec = &action.spec;
     match action.kind {
         ActionKind::Push => read_push(spec, config, device_topics).map(|push| push_target(&push)),

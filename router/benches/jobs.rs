@@ -12,7 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream;
 use moorline_router::contract::job_events::event;
 use moorline_router::contract::jobs::{job, name, plan};
 use moorline_router::embedded::{Config, EmbeddedStore};
@@ -22,6 +24,8 @@ use moorline_router::{
 
 const BATCH: u64 = 500;
 const DUE: u64 = 20_000;
+/// Calls at once.
+const CALLERS: usize = 500;
 
 /// Resident memory of this process in MB.
 fn memory_mb() -> u64 {
@@ -152,7 +156,8 @@ async fn run(jobs: u64, dir: &Path) {
                 .await
         }
     });
-    for outcome in join_all(cancels).await {
+    let mut cancels = stream::iter(cancels).buffer_unordered(CALLERS);
+    while let Some(outcome) = cancels.next().await {
         assert_eq!(outcome.unwrap().cancelled, 1);
     }
     report("events, one job each", began.elapsed(), DUE / 2, dir);
@@ -162,7 +167,8 @@ async fn run(jobs: u64, dir: &Path) {
         async move { store.trigger(&id(n), now_ms).await }
     });
     let began = Instant::now();
-    for change in join_all(triggers).await {
+    let mut triggers = stream::iter(triggers).buffer_unordered(CALLERS);
+    while let Some(change) = triggers.next().await {
         change.unwrap();
     }
     report("triggered", began.elapsed(), DUE, dir);

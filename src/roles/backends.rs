@@ -51,7 +51,9 @@ impl Backends {
     pub(super) async fn open(config: &Config, id: &NodeId) -> Result<Self, Failure> {
         if !config.is_cluster() {
             if config.rabbitmq.is_on() {
-                tracing::info!("RabbitMQ is for delayed jobs only, as redis.url is not set: everything is kept in the data directory");
+                tracing::info!(
+                    "RabbitMQ is for delayed jobs only, as redis.url is not set: everything is kept in the data directory"
+                );
             }
             let mut store = config.store.clone();
             store.data_dir.clone_from(&config.data_dir);

@@ -24,12 +24,15 @@ fn a_job_publishes_to_an_exchange_and_fails_where_no_queue_takes_it() {
         let (gateway, vhost) = gateway(retry).await;
         let mut listener = Listener::of(&vhost.url, "orders").await;
         let api = gateway.api();
-        let job = |id: &str, exchange: &str| {
-            json!({"id": id, "delay": 0, "action": {"amqp": {"exchange": exchange, "routing_key": "order.due", "body": {"order": 7}}}})
-        };
-        api.post("/v1/delays", &job("taken", "orders")).await.expect(201);
+        let job = |id: &str, exchange: &str| json!({"id": id, "delay": 0, "action": {"amqp": {"exchange": exchange, "routing_key": "order.due", "body": {"order": 7}}}});
+        api.post("/v1/delays", &job("taken", "orders"))
+            .await
+            .expect(201);
         let arrived = listener.take(Duration::from_secs(3)).await;
-        assert_eq!(arrived, [("order.due".to_owned(), r#"{"order":7}"#.to_owned())]);
+        assert_eq!(
+            arrived,
+            [("order.due".to_owned(), r#"{"order":7}"#.to_owned())]
+        );
         for (id, exchange) in [("no-queue", ""), ("no-exchange", "nowhere")] {
             api.post("/v1/delays", &job(id, exchange)).await.expect(201);
             let failed = eventually(3 * SOON, "the job fails", || async {
@@ -40,7 +43,9 @@ fn a_job_publishes_to_an_exchange_and_fails_where_no_queue_takes_it() {
             assert_eq!(failed["attempts"], 2, "{failed}");
         }
         // The way out is as good as before.
-        api.post("/v1/delays", &job("again", "orders")).await.expect(201);
+        api.post("/v1/delays", &job("again", "orders"))
+            .await
+            .expect(201);
         assert_eq!(listener.take(Duration::from_secs(3)).await.len(), 1);
         gateway.finish().await;
         RabbitServer::shared().await.delete_vhost(&vhost).await;

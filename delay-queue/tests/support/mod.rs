@@ -171,7 +171,8 @@ impl World {
 
     pub(crate) async fn call(&self, id: &str, fire_at_ms: u64, url: &str) {
         let spec = json!({"url": url, "body": id}).to_string();
-        self.create(id, fire_at_ms, ActionKind::Webhook, &spec).await;
+        self.create(id, fire_at_ms, ActionKind::Webhook, &spec)
+            .await;
     }
 
     pub(crate) async fn job(&self, id: &str) -> Job {
