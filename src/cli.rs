@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Device(DeviceOptions),
     /// Add or change a user of the password file, or remove one
     Passwd(PasswdOptions),
+    /// Copy what an embedded data directory holds into Redis, once, on the way to a cluster
+    Migrate(MigrateOptions),
     /// Check or print the configuration
     Config {
         #[command(subcommand)]
@@ -81,6 +83,20 @@ pub(crate) struct PasswdOptions {
     pub(crate) delete: bool,
     /// The user name. The password is asked for, or read from standard input where that is no terminal
     pub(crate) user: String,
+}
+
+/// From where to where.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateOptions {
+    /// The Redis to copy to, as redis://HOST:PORT [default: the one of the configuration]
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: Option<String>,
+    /// What its keys begin with [default: redis.key_prefix of the configuration]
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) key_prefix: Option<String>,
+    /// Copy although this Redis holds something already, as long as it is nothing of the same devices
+    #[arg(long)]
+    pub(crate) into_existing: bool,
 }
 
 /// How the terminal device behaves.

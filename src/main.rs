@@ -4,6 +4,7 @@
 mod cli;
 mod config;
 mod device;
+mod migrate;
 mod passwd;
 mod roles;
 mod welcome;
@@ -70,6 +71,10 @@ fn run() -> Result<(), Failure> {
         Command::UpstreamWorker => run(Role::UpstreamWorker),
         Command::DelayQueue => run(Role::DelayQueue),
         Command::Passwd(options) => passwd::run(&options, &cli.options),
+        Command::Migrate(asked) => {
+            let config = config::load(&cli.options).map_err(Failure::Usage)?;
+            migrate::run(&asked, &config)
+        }
         Command::Device(device) => device::run(&device).map_err(Failure::from),
         Command::Config {
             command: ConfigCommand::Check,
