@@ -22,6 +22,7 @@ mod interop;
 mod killed;
 mod limits;
 mod malformed;
+mod migrate;
 mod model;
 mod negotiated;
 mod operations;
