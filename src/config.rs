@@ -10,6 +10,7 @@ mod listeners;
 use std::path::{Path, PathBuf};
 
 use moorline_access_node::{AclConfig, AuthConfig, ListenerConfig};
+use moorline_router::redis::Limits;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -202,6 +203,16 @@ impl Config {
     /// Whether this process is one of several, over Redis and RabbitMQ.
     pub(crate) fn is_cluster(&self) -> bool {
         self.redis.is_on() && self.rabbitmq.is_on()
+    }
+
+    /// What the store on Redis holds to: the limits of `[store]`, as on one machine.
+    pub(crate) fn shared_limits(&self) -> Limits {
+        Limits {
+            inbox: self.store.inbox,
+            receipt_retention: self.store.receipt_retention,
+            receipts_bytes_max: self.store.receipts_bytes_max,
+            jobs: self.delays.kept.clone(),
+        }
     }
 
     fn validate_cluster(&self) -> Result<(), String> {

@@ -9,9 +9,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::future::join_all;
+use tokio::sync::watch;
 
 use crate::embedded::EmbeddedStore;
-use crate::redis::RedisStore;
+use crate::redis::{Migration, RedisStore};
 use crate::{
     Bans, ClientId, Epoch, Inboxes, JobCursor, JobFilter, JobId, JobPage, Jobs, Origin, Position,
     QueueName, Retained, Routes, SessionRecord, Sessions, Shards, StoreError, StoredWill,
@@ -61,6 +62,9 @@ pub enum MigrateError {
     /// Redis is in use.
     #[error("{0} node(s) run on this Redis: stop them first, and wait until their leases are over")]
     InUse(usize),
+    /// A migration was made to this Redis before, to its end.
+    #[error("a migration to this Redis, under the same key prefix, was completed before")]
+    Done,
     /// Redis holds something already.
     #[error("this Redis holds {0} already, under the same key prefix")]
     NotEmpty(&'static str),
@@ -76,7 +80,7 @@ pub enum MigrateError {
 }
 
 /// Copies everything. Refuses a Redis that holds something, but for what an interrupted migration left there; with
-/// `into_existing` only one that holds something of a client that is to be copied.
+/// `into_existing` only one that holds something of a client that is to be copied. What was copied so far is told to `progress`.
 ///
 /// # Errors
 /// When Redis is in use or holds something, or when a store fails: then the migration can be made again.
@@ -84,21 +88,26 @@ pub async fn migrate(
     from: &EmbeddedStore,
     to: &RedisStore,
     into_existing: bool,
+    progress: &watch::Sender<Migrated>,
 ) -> Result<Migrated, MigrateError> {
     let nodes = to.nodes().await?.len();
     if nodes > 0 {
         return Err(MigrateError::InUse(nodes));
     }
-    if !to.is_being_migrated_to().await? {
-        match into_existing {
-            true => check_nobody_is_in_both(from, to).await?,
-            false => {
-                if let Some(what) = to.holds().await? {
-                    return Err(MigrateError::NotEmpty(what));
+    match to.migration().await? {
+        Some(Migration::Running) => {}
+        Some(Migration::Done) if !into_existing => return Err(MigrateError::Done),
+        _ => {
+            match into_existing {
+                true => check_nobody_is_in_both(from, to).await?,
+                false => {
+                    if let Some(what) = to.holds().await? {
+                        return Err(MigrateError::NotEmpty(what));
+                    }
                 }
             }
+            to.set_migration(Migration::Running).await?;
         }
-        to.set_being_migrated_to(true).await?;
     }
     let (left_upstream, left_dead_letters) = from.upstream_left().await?;
     let mut migrated = Migrated {
@@ -108,23 +117,24 @@ pub async fn migrate(
     };
     let sessions = Sessions::load_all(from).await?;
     let wills: HashMap<_, _> = from.load_wills().await?.into_iter().collect();
-    inboxes(from, to, &sessions, &mut migrated).await?;
-    copy_sessions(from, to, &sessions, &wills, &mut migrated).await?;
+    inboxes(from, to, &sessions, &mut migrated, progress).await?;
+    copy_sessions(from, to, &sessions, &wills, &mut migrated, progress).await?;
     copy_wills(to, &sessions, wills, &mut migrated).await?;
-    receipts(from, to, &mut migrated).await?;
+    receipts(from, to, &mut migrated, progress).await?;
     for retained in Retained::load_all(from).await?.chunks(PAGE) {
         let sets = retained
             .iter()
             .map(|message| to.set(&message.topic, Some(message.clone())));
         all(sets.collect()).await?;
         migrated.retained += retained.len() as u64;
+        progress.send_replace(migrated.clone());
     }
     for ban in Bans::load_all(from).await? {
         Bans::save(to, ban).await?;
         migrated.bans += 1;
     }
-    delayed_jobs(from, to, &mut migrated).await?;
-    to.set_being_migrated_to(false).await?;
+    delayed_jobs(from, to, &mut migrated, progress).await?;
+    to.set_migration(Migration::Done).await?;
     Ok(migrated)
 }
 
@@ -195,6 +205,7 @@ async fn delayed_jobs(
     from: &EmbeddedStore,
     to: &RedisStore,
     migrated: &mut Migrated,
+    progress: &watch::Sender<Migrated>,
 ) -> Result<(), MigrateError> {
     let jobs = to.jobs();
     let mut after = None;
@@ -203,6 +214,7 @@ async fn delayed_jobs(
         let taken = jobs.import(&page.jobs).await?;
         migrated.jobs += page.jobs.len() as u64;
         migrated.jobs_there += page.jobs.len() as u64 - taken;
+        progress.send_replace(migrated.clone());
         match page.next {
             Some(next) => after = Some(next),
             None => break,
@@ -226,6 +238,7 @@ async fn inboxes(
     to: &RedisStore,
     sessions: &[SessionRecord],
     migrated: &mut Migrated,
+    progress: &watch::Sender<Migrated>,
 ) -> Result<(), MigrateError> {
     let was_connected: HashMap<&ClientId, bool> = sessions
         .iter()
@@ -237,6 +250,7 @@ async fn inboxes(
         for client in &clients {
             let was_connected = was_connected.get(client).copied().unwrap_or(false);
             inbox(from, to, client, was_connected, migrated).await?;
+            progress.send_replace(migrated.clone());
         }
         match clients.last() {
             Some(last) => after = Some(last.clone()),
@@ -294,6 +308,7 @@ async fn copy_sessions(
     sessions: &[SessionRecord],
     wills: &HashMap<ClientId, StoredWill>,
     migrated: &mut Migrated,
+    progress: &watch::Sender<Migrated>,
 ) -> Result<(), MigrateError> {
     for session in sessions {
         let client = &session.client;
@@ -319,6 +334,7 @@ async fn copy_sessions(
         }
         all(writes).await?;
         migrated.sessions += 1;
+        progress.send_replace(migrated.clone());
     }
     Ok(())
 }
@@ -358,6 +374,7 @@ async fn receipts(
     from: &EmbeddedStore,
     to: &RedisStore,
     migrated: &mut Migrated,
+    progress: &watch::Sender<Migrated>,
 ) -> Result<(), MigrateError> {
     let mut after = None;
     loop {
@@ -373,5 +390,6 @@ async fn receipts(
         for recorded in join_all(records).await {
             recorded?;
         }
+        progress.send_replace(migrated.clone());
     }
 }

@@ -8,7 +8,7 @@ use moorline_push_service::{Dependency, Findings, UpstreamReading};
 use moorline_router::embedded::EmbeddedStore;
 use moorline_router::pubsub::TopicPushes;
 use moorline_router::rabbit::{Publisher, RabbitEvents, RabbitPubSub, RabbitUpstream, Topology};
-use moorline_router::redis::{Health, Limits, RedisStore};
+use moorline_router::redis::{Health, RedisStore};
 use moorline_router::remote::{RemoteNodes, Security};
 use moorline_router::{Clock, Events, NodeId, Stores, unix_ms};
 
@@ -159,13 +159,7 @@ impl SharedBackends {
     fn open(config: &Config, id: &NodeId) -> Result<Self, Failure> {
         let usage = |error: String| Failure::Usage(error);
         let security = config.cluster.security().map_err(usage)?;
-        let limits = Limits {
-            inbox: config.store.inbox,
-            receipt_retention: config.store.receipt_retention,
-            receipts_bytes_max: config.store.receipts_bytes_max,
-            jobs: config.delays.kept.clone(),
-        };
-        let store = RedisStore::open(&config.redis, limits);
+        let store = RedisStore::open(&config.redis, config.shared_limits());
         let store = store.map_err(|error| Failure::Usage(format!("redis: {error}")))?;
         let pubsub = RabbitPubSub::open(&config.rabbitmq, id, Arc::clone(&store) as _);
         let events = RabbitEvents::open(&config.rabbitmq);

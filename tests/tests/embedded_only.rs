@@ -9,7 +9,10 @@ const LIST: &[(&str, &str)] = &[
         "the command line and the data directory of the one process",
     ),
     ("delays_amqp::", "a RabbitMQ of its own beside one machine"),
-    ("migrate::", "begins on one machine and ends on a cluster of its own"),
+    (
+        "migrate::",
+        "begins on one machine and ends on a cluster of its own",
+    ),
     ("servers::", "the servers themselves; no gateway takes part"),
     ("cluster::", "a cluster of its own in any case"),
     ("shared::a_full_inbox_sends", GROUP_QUEUE),

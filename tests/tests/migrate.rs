@@ -33,6 +33,40 @@ fn migration(data: &std::path::Path, stores: &Stores, redis: &RedisServer) -> Op
 }
 
 #[test]
+fn a_wrong_way_to_migrate_is_said_in_one_line() {
+    run(async {
+        let redis = RedisServer::start().await;
+        let work = tempfile::tempdir().expect("a temporary directory can be made");
+        let nothing = work.path().join("nothing");
+        let told = |to: &str| {
+            let options = ["migrate", "--data-dir", &nothing.to_string_lossy()]
+                .into_iter()
+                .chain(
+                    (!to.is_empty())
+                        .then_some(["--to", to])
+                        .into_iter()
+                        .flatten(),
+                )
+                .fold(
+                    Options {
+                        bare: true,
+                        ..Options::default()
+                    },
+                    |options, argument| options.arg(argument),
+                );
+            Gateway::run_to_end(&options).one_line(2).to_owned()
+        };
+        let why = told(&redis.url());
+        assert!(why.contains("no data directory"), "{why}");
+        assert!(!nothing.exists(), "nothing is made by the attempt");
+        let why = told("");
+        assert!(why.contains("where to?"), "{why}");
+        let why = told("http://127.0.0.1:1");
+        assert!(why.contains("redis"), "{why}");
+    });
+}
+
+#[test]
 fn what_was_promised_on_one_machine_is_kept_by_the_cluster() {
     run(async {
         let mut gateway = Gateway::start().await;
@@ -44,7 +78,9 @@ fn what_was_promised_on_one_machine_is_kept_by_the_cluster() {
             ids.push(gateway.api().push_text("car", &n.to_string()).await);
         }
         let mut publisher = Device::clean(gateway.mqtt(), V5, "publisher").await;
-        publisher.publish(Publish::new("news/x", 1, "published")).await;
+        publisher
+            .publish(Publish::new("news/x", 1, "published"))
+            .await;
         let mut kept = Publish::new("state", 1, "kept");
         kept.retain = true;
         publisher.publish(kept).await;
@@ -56,7 +92,11 @@ fn what_was_promised_on_one_machine_is_kept_by_the_cluster() {
         let stores = Stores::on(&redis.url(), rabbit.vhost().await);
         let migrate = migration(&gateway.data_dir(), &stores, &redis);
         let refused = Gateway::run_to_end(&migrate);
-        assert!(refused.one_line(2).contains("in use"), "{refused:?}");
+        let why = refused.one_line(2);
+        assert!(
+            why.contains("in use") && why.contains("stop the gateway"),
+            "{why}"
+        );
         gateway.sigterm().await;
         let done = Gateway::run_to_end(&migrate);
         assert_eq!(done.status.code(), Some(0), "{done:?}");
@@ -71,7 +111,8 @@ fn what_was_promised_on_one_machine_is_kept_by_the_cluster() {
             assert!(done.stdout.contains(line), "{line}: {done:?}");
         }
         let again = Gateway::run_to_end(&migrate);
-        assert!(again.one_line(2).contains("already"), "{again:?}");
+        let why = again.one_line(2);
+        assert!(why.contains("completed before"), "{why}");
 
         let work = tempfile::tempdir().expect("a temporary directory can be made");
         let log = Log::default();
@@ -90,7 +131,11 @@ fn what_was_promised_on_one_machine_is_kept_by_the_cluster() {
         assert_eq!(device.take().await.text(), "published");
         let mut publisher = Device::clean(mqtt, V5, "publisher").await;
         publisher.publish(Publish::new("news/y", 1, "live")).await;
-        assert_eq!(device.take().await.text(), "live", "the subscription moved too");
+        assert_eq!(
+            device.take().await.text(),
+            "live",
+            "the subscription moved too"
+        );
         publisher.subscribe("state", 1).await;
         assert_eq!(publisher.take().await.text(), "kept");
         let api = Api::new(
@@ -104,7 +149,8 @@ fn what_was_promised_on_one_machine_is_kept_by_the_cluster() {
             })
             .await;
         }
-        let pushed = json!({"to": {"client": "car"}, "topic": "d/car/push", "payload": "after", "qos": 1});
+        let pushed =
+            json!({"to": {"client": "car"}, "topic": "d/car/push", "payload": "after", "qos": 1});
         api.push(&pushed).await.expect(202);
         assert_eq!(device.take().await.text(), "after");
         node.kill9();

@@ -4,31 +4,42 @@ use futures_util::future::join_all;
 
 use super::RedisStore;
 use super::inbox_answer as answer;
+use super::reply::parse;
 use super::script::Call;
 use crate::{Append, ClientId, InboxEntry, Inboxes as _, Routes as _};
 use crate::{Sessions as _, StoreError, unix_ms};
 
-/// How an unfinished migration is known.
-const RUNNING: &str = "running";
+/// What is noted of a migration to this Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Migration {
+    /// One began and did not end.
+    Running,
+    /// One came to its end.
+    Done,
+}
 
 impl RedisStore {
     fn migration_key(&self) -> String {
         self.keys.global("migration", "state")
     }
 
-    /// Whether a migration began and did not end.
-    pub(crate) async fn is_being_migrated_to(&self) -> Result<bool, StoreError> {
-        let state = Call::command("GET", &self.migration_key());
-        Ok(self.link.read(state).await? != redis::Value::Nil)
+    /// The migration that was made to this Redis, if one was.
+    pub(crate) async fn migration(&self) -> Result<Option<Migration>, StoreError> {
+        let noted = Call::command("GET", &self.migration_key());
+        let noted: Option<String> = parse(self.link.read(noted).await?)?;
+        Ok(noted.map(|noted| match noted.as_str() {
+            "done" => Migration::Done,
+            _ => Migration::Running,
+        }))
     }
 
-    /// Notes that a migration begins, or that it has ended.
-    pub(crate) async fn set_being_migrated_to(&self, is: bool) -> Result<(), StoreError> {
+    /// Notes how far a migration is.
+    pub(crate) async fn set_migration(&self, migration: Migration) -> Result<(), StoreError> {
         let key = self.migration_key();
-        let note = match is {
-            true => Call::command("SET", &key).arg(RUNNING),
-            false => Call::command("DEL", &key),
-        };
+        let note = Call::command("SET", &key).arg(match migration {
+            Migration::Running => "running",
+            Migration::Done => "done",
+        });
         self.link.submit(&key, note).await.map(|_| ())
     }
 

@@ -65,6 +65,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use config::{Config, Limits, Mode};
 pub use health::Health;
+pub(crate) use import::Migration;
 pub use jobs::RedisJobs;
 
 use inbox_calls::InboxCalls;
