@@ -63,7 +63,8 @@ pub trait Sessions: Send + Sync {
     async fn load(&self, client: &ClientId) -> Result<Option<SessionRecord>, StoreError>;
 
     /// Writes or replaces the session; with a disconnected one, also how far its inbox was sent.
-    /// `epoch` is the connection that writes it: [`StoreError::Stale`] once the client has a newer one.
+    /// `epoch` is the connection that writes it: [`StoreError::Stale`] once the client has a newer one. From then on
+    /// older ones note no more received packets, see [`Sessions::save_received`].
     fn save(
         &self,
         epoch: Epoch,
@@ -82,8 +83,19 @@ pub trait Sessions: Send + Sync {
     /// The unreleased QoS 2 PUBLISH of a client.
     async fn received(&self, client: &ClientId) -> Result<Vec<ReceivedPublish>, StoreError>;
 
-    /// Notes a QoS 2 PUBLISH that the connection `epoch` received. A store of several nodes answers [`StoreError::Stale`] once there
-    /// is a newer one, but for the note that a message which it had noted before went on: the newer one loads that.
+    /// Notes a QoS 2 PUBLISH that the connection `epoch` received: before the message goes on, and once more when it has.
+    ///
+    /// A newer connection claims the route, has this one closed, writes the session ([`Sessions::save`], or [`Sessions::delete`] where it
+    /// begins a new one) and then asks for what was [received](Sessions::received). The line between the two connections is that write:
+    ///
+    /// * A note called for before it is taken, also behind the newer claim, and the newer connection is told of it: a repetition goes on
+    ///   under the same message id, or is only answered.
+    /// * A note called for after it answers [`StoreError::Stale`], because the newer connection would not learn of it. Only a
+    ///   connection that was not closed in time can come to that: one on a node that did not answer. Its message does not go on,
+    ///   because where the message goes to another store it waits for the note, and so the device's repetition is the first.
+    /// * That a message went on may be noted after it, too, of what was noted before and is still about that message: it
+    ///   is true, and the next connection spares the device's repetition.
+    /// * A connection that claimed and failed before that write has changed nothing here.
     fn save_received(
         &self,
         client: &ClientId,

@@ -19,6 +19,7 @@ macro_rules! session_contract {
             received_packet_ids_are_kept_until_released,
             deleting_a_session_forgets_its_packet_ids_and_no_others,
             writes_take_their_place_when_they_are_called,
+            a_newer_connection_knows_all_that_older_ones_may_note_of_packets,
             an_older_connection_writes_nothing_any_more,
             a_will_is_deleted_only_by_its_own_epoch,
             a_retained_message_is_the_last_one_set,
@@ -200,6 +201,67 @@ pub async fn a_retained_message_is_the_last_one_set(backend: &mut dyn Backend) {
     retained.set(&a.topic, None).await.unwrap();
     retained.set(&topic("never"), None).await.unwrap();
     assert_eq!(retained.load_all().await.unwrap(), [b]);
+}
+
+pub async fn a_newer_connection_knows_all_that_older_ones_may_note_of_packets(
+    backend: &mut dyn Backend,
+) {
+    let stores = backend.start(Settings::default()).await;
+    let (routes, sessions) = (&stores.routes, &stores.sessions);
+    let node = super::routes::node("n");
+    routes.renew(node.clone(), 600_000).await.unwrap();
+    let device = client("a");
+    let note = |epoch, received: &ReceivedPublish| {
+        sessions.save_received(&device, epoch, received.clone())
+    };
+    let done = |received: &ReceivedPublish| ReceivedPublish {
+        done: true,
+        ..received.clone()
+    };
+    let old = routes.claim(&device, &node.id).await.unwrap().epoch;
+    sessions.save(old, session("a", &["old"])).await.unwrap();
+    let [first, second, late] = [1, 2, 3].map(|id| received(id, false));
+    note(old, &first).await.unwrap();
+    let new = routes.claim(&device, &node.id).await.unwrap().epoch;
+    // Between the claim and the take-over: as before.
+    note(old, &second).await.unwrap();
+    let unseen = note(old, &late);
+    sessions.save(new, session("a", &["new"])).await.unwrap();
+    unseen.await.unwrap();
+    assert_eq!(
+        sessions.received(&device).await.unwrap(),
+        [first.clone(), second.clone(), late.clone()]
+    );
+    // From then on the newer one would not hear of it.
+    let is_refused = |noted: Result<(), crate::StoreError>| {
+        let refused = matches!(noted, Err(crate::StoreError::Stale { current }) if current == new);
+        assert!(refused, "{noted:?}");
+    };
+    is_refused(note(old, &received(4, false)).await);
+    is_refused(note(old, &received(1, false)).await);
+    is_refused(note(old, &received(5, true)).await);
+    note(old, &done(&second)).await.unwrap();
+    // The newer one goes on, and what the older one still has to say is about something else.
+    sessions
+        .release_received(&device, first.packet_id)
+        .await
+        .unwrap();
+    let next = received(1, false);
+    note(new, &next).await.unwrap();
+    is_refused(note(old, &done(&first)).await);
+    assert_eq!(
+        sessions.received(&device).await.unwrap(),
+        [next, done(&second), late]
+    );
+    // A session that begins anew knows none of it, and is told of nothing afterwards either.
+    let newest = routes.claim(&device, &node.id).await.unwrap().epoch;
+    sessions.delete(&device, Some(newest)).await.unwrap();
+    let refused = note(new, &received(6, false)).await;
+    assert!(
+        matches!(refused, Err(crate::StoreError::Stale { current }) if current == newest),
+        "{refused:?}"
+    );
+    assert!(sessions.received(&device).await.unwrap().is_empty());
 }
 
 pub async fn an_older_connection_writes_nothing_any_more(backend: &mut dyn Backend) {

@@ -16,6 +16,22 @@ use crate::{
 
 const SHARDS: usize = 64;
 
+/// What is known of a client that is or was connected.
+struct Held {
+    route: Route,
+    /// The newest connection that wrote the session: older ones note no more received packets.
+    owned: Epoch,
+}
+
+impl From<Route> for Held {
+    fn from(route: Route) -> Self {
+        Self {
+            route,
+            owned: Epoch(0),
+        }
+    }
+}
+
 struct Lease {
     node: NodeRecord,
     until: Instant,
@@ -23,7 +39,7 @@ struct Lease {
 
 pub(super) struct RouteTable {
     /// Ordered, so that a list is a merge of the shards. Locked before `leases` where both are.
-    shards: Vec<Mutex<BTreeMap<ClientId, Route>>>,
+    shards: Vec<Mutex<BTreeMap<ClientId, Held>>>,
     hasher: RandomState,
     leases: RwLock<HashMap<NodeId, Lease>>,
 }
@@ -37,7 +53,7 @@ impl RouteTable {
         }
     }
 
-    fn shard(&self, client: &ClientId) -> MutexGuard<'_, BTreeMap<ClientId, Route>> {
+    fn shard(&self, client: &ClientId) -> MutexGuard<'_, BTreeMap<ClientId, Held>> {
         let hash = self.hasher.hash_one(client.as_str());
         self.shards[usize::try_from(hash % SHARDS as u64).expect("below 64")].lock()
     }
@@ -51,7 +67,7 @@ impl RouteTable {
 
     /// The valid route of `client`.
     pub(super) fn look_up(&self, client: &ClientId) -> Option<Route> {
-        let route = self.shard(client).get(client).cloned()?;
+        let route = self.shard(client).get(client)?.route.clone();
         self.is_alive(&route.node).then_some(route)
     }
 
@@ -61,12 +77,24 @@ impl RouteTable {
     }
 
     pub(super) fn newest_epoch(&self, client: &ClientId) -> Option<Epoch> {
-        Some(self.shard(client).get(client)?.epoch)
+        Some(self.shard(client).get(client)?.route.epoch)
+    }
+
+    /// The connection `epoch` writes the session.
+    pub(super) fn note_owned(&self, client: &ClientId, epoch: Epoch) {
+        if let Some(held) = self.shard(client).get_mut(client) {
+            held.owned = held.owned.max(epoch);
+        }
+    }
+
+    /// The newest connection that wrote the session.
+    pub(super) fn owned(&self, client: &ClientId) -> Option<Epoch> {
+        Some(self.shard(client).get(client)?.owned)
     }
 
     fn reconcile(&self, node: &NodeId, client: &ClientId, epoch: Epoch) -> Standing {
         let mut shard = self.shard(client);
-        match shard.get(client) {
+        match shard.get(client).map(|held| &held.route) {
             Some(known) if known.epoch == epoch => Standing::Owned,
             Some(known) if known.epoch > epoch => Standing::Lost {
                 current: known.epoch,
@@ -77,7 +105,7 @@ impl RouteTable {
                     epoch,
                     connected_at_ms: unix_ms(),
                 };
-                shard.insert(client.clone(), route);
+                shard.insert(client.clone(), route.into());
                 Standing::Restored
             }
         }
@@ -86,13 +114,13 @@ impl RouteTable {
     /// Puts `route` in unless a newer one is there; returns the one it replaces.
     fn claim(&self, client: &ClientId, route: Route) -> Result<Option<Route>, StoreError> {
         let mut shard = self.shard(client);
-        match shard.get_mut(client) {
+        match shard.get_mut(client).map(|held| &mut held.route) {
             Some(known) if known.epoch > route.epoch => Err(StoreError::Stale {
                 current: known.epoch,
             }),
             Some(known) => Ok(Some(std::mem::replace(known, route))),
             None => {
-                shard.insert(client.clone(), route);
+                shard.insert(client.clone(), route.into());
                 Ok(None)
             }
         }
@@ -100,7 +128,9 @@ impl RouteTable {
 
     fn release(&self, client: &ClientId, epoch: Epoch) -> bool {
         let mut shard = self.shard(client);
-        let owned = shard.get(client).is_some_and(|route| route.epoch == epoch);
+        let owned = shard
+            .get(client)
+            .is_some_and(|held| held.route.epoch == epoch);
         if owned {
             shard.remove(client);
         }
@@ -115,11 +145,11 @@ impl RouteTable {
             let shard = shard.lock();
             let valid = shard
                 .range::<ClientId, _>((from, Bound::Unbounded))
-                .filter(|(_, route)| alive.contains(&route.node));
+                .filter(|(_, held)| alive.contains(&held.route.node));
             listed.extend(
                 valid
                     .take(limit)
-                    .map(|(client, route)| (client.clone(), route.clone())),
+                    .map(|(client, held)| (client.clone(), held.route.clone())),
             );
         }
         listed.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -150,7 +180,7 @@ impl RouteTable {
     fn leave(&self, node: &NodeId) {
         self.leases.write().remove(node);
         for shard in &self.shards {
-            shard.lock().retain(|_, route| route.node != *node);
+            shard.lock().retain(|_, held| held.route.node != *node);
         }
     }
 }

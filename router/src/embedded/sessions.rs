@@ -101,6 +101,7 @@ impl Sessions for EmbeddedStore {
         if let Err(error) = checked.and_then(|()| self.check_epoch(&session.client, epoch)) {
             return async { Err(error) }.boxed();
         }
+        self.shared.routes.note_owned(&session.client, epoch);
         let key = keys::named(keys::SESSION, name);
         let value = format::session(&key, &session);
         let cost = key.len() + value.len();
@@ -123,6 +124,9 @@ impl Sessions for EmbeddedStore {
         let checked = epoch.map_or(Ok(()), |epoch| self.check_epoch(client, epoch));
         if let Err(error) = checked {
             return async { Err(error) }.boxed();
+        }
+        if let Some(epoch) = epoch {
+            self.shared.routes.note_owned(client, epoch);
         }
         let client = client.clone();
         let delete = move |tx: &mut super::Transaction| {
@@ -156,14 +160,28 @@ impl Sessions for EmbeddedStore {
     fn save_received(
         &self,
         client: &ClientId,
-        _: Epoch,
+        epoch: Epoch,
         received: ReceivedPublish,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
-        // Not refused by epoch: a displaced connection of the same process sees its last packets through after the claim
-        // of the newer one, which waits for that and loads them then.
         let key = keys::received(client, received.packet_id.0.get());
         let value = format::received(&key, &received);
-        self.put(client.as_str(), Kind::Add, key, value)
+        let current = match self.shared.routes.owned(client) {
+            Some(owned) if owned > epoch => owned,
+            _ => return self.put(client.as_str(), Kind::Add, key, value),
+        };
+        let before = ReceivedPublish {
+            done: false,
+            ..received.clone()
+        };
+        let before = received.done.then(|| format::received(&key, &before));
+        let save = move |tx: &mut super::Transaction| {
+            if before.is_none() || tx.get(&key)?.as_deref() != before.as_deref() {
+                return Err(StoreError::Stale { current });
+            }
+            tx.staged.put(key, value);
+            Ok(())
+        };
+        self.submit(Kind::Change, 64, save).boxed()
     }
 
     fn release_received(

@@ -3,3 +3,10 @@ local last = redis.call('HGET', KEYS[1], 'last')
 if last and ARGV[1] ~= '' and tonumber(last) > tonumber(ARGV[1]) then
   return redis.error_reply('STALE ' .. last)
 end
+
+-- The session is this connection's from now on: what older ones note of packet identifiers is refused, see received_save.lua.
+local function owned()
+  if last and ARGV[1] ~= '' and redis.call('HGET', KEYS[1], 'owned') ~= ARGV[1] then
+    redis.call('HSET', KEYS[1], 'owned', ARGV[1])
+  end
+end
