@@ -10,10 +10,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use moorline_mqtt::{PacketId, ReasonCode, Version};
-use moorline_router::{Epoch, Fence, InboxPage, MessageId, Position, StoreError};
+use moorline_router::{Epoch, InboxPage, MessageId, Position, StoreError};
 
 use crate::aliases::ReceivedAliases;
 use crate::close_reason::CloseReason;
+use crate::fences::Fences;
 use crate::inbound::Turn;
 use crate::node::Node;
 use crate::outbound::Corked;
@@ -21,6 +22,7 @@ use crate::publish::Durable;
 use crate::rate::Meter;
 use crate::reader::{ReadError, Reader, Received};
 use crate::session::Session;
+use crate::unrouted::Unrouted;
 use crate::wire::{BEHIND, CLOSING, FEEDING, RESTORE, UNSENT, Wire, YIELDED};
 
 /// Bytes of a page of the inbox.
@@ -83,7 +85,9 @@ pub(crate) struct Connection {
     /// What the device's topic aliases stand for; made with the first.
     pub(crate) aliases: Option<Box<ReceivedAliases>>,
     /// Behind which everything durable of this connection stands; made with the first.
-    pub(crate) fence: Option<Fence>,
+    pub(crate) fences: Option<Box<Fences>>,
+    /// Publishes that wait for a note before they are passed on; only in a cluster, and while there are any.
+    pub(crate) unrouted: Option<Box<Unrouted>>,
     /// Present where the rates of a device are limited.
     pub(crate) meter: Option<Box<Meter>>,
     /// Whether its end counts where flapping clients are looked for.
@@ -92,6 +96,7 @@ pub(crate) struct Connection {
 
 enum Event {
     Closing,
+    Noted(Result<(), StoreError>),
     Committed(Result<(), StoreError>),
     Writable,
     Page(Result<InboxPage, StoreError>, Position),
@@ -118,6 +123,7 @@ impl Connection {
             }
             turn = match poll_fn(|context| self.next_event(context)).await {
                 Event::Closing => return self.closing_reason(),
+                Event::Noted(result) => self.on_noted(result),
                 Event::Committed(result) => self.on_committed(result),
                 Event::Writable => self.on_writable(),
                 Event::Page(result, heard) => self.on_page(result, heard),
@@ -151,6 +157,9 @@ impl Connection {
         if self.wire.is_signalled(RESTORE) {
             return Poll::Ready(Event::Restore);
         }
+        if let Poll::Ready(noted) = self.poll_noted(context) {
+            return Poll::Ready(Event::Noted(noted));
+        }
         if let Some(Pending {
             durable: Some(durable),
             ..
@@ -183,7 +192,11 @@ impl Connection {
         }
         // A device that sends faster than the stores take waits here; MQTT 5.0 devices that heed
         // the Receive Maximum never do.
-        if self.pending.len() > usize::from(self.node.config.receive_maximum) || self.is_ignored() {
+        if self.pending.len() > usize::from(self.node.config.receive_maximum)
+            || self.is_recovering()
+            || self.has_too_much_unrouted()
+            || self.is_ignored()
+        {
             return Poll::Pending;
         }
         if let Some(meter) = &mut self.meter {
@@ -192,6 +205,19 @@ impl Connection {
         self.reader
             .poll_receive(context, &self.wire)
             .map(Event::Received)
+    }
+
+    /// Of QoS 0 nothing stands in the line.
+    fn has_too_much_unrouted(&self) -> bool {
+        let unrouted = self.unrouted.as_ref();
+        let limit = usize::from(self.node.config.receive_maximum);
+        unrouted.is_some_and(|unrouted| unrouted.len() > limit)
+    }
+
+    /// Whether what a store that was out of reach has not taken is being written again.
+    fn is_recovering(&self) -> bool {
+        let fences = self.fences.as_ref();
+        fences.is_some_and(|fences| fences.is_recovering()) && !self.pending.is_empty()
     }
 
     /// Whether the device leaves its answers unread: what it sends has to wait then. Messages alone

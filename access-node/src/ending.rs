@@ -75,6 +75,7 @@ pub(crate) async fn finish(mut connection: Box<Connection>, reason: CloseReason)
 /// nobody to go to.
 async fn settle_pending(connection: &mut Connection) {
     let all = async {
+        connection.route_rest().await;
         while let Some(pending) = connection.pending.pop_front() {
             if let Some(durable) = pending.durable {
                 // Nobody is left to be told of a refusal.
@@ -270,7 +271,7 @@ pub(crate) async fn try_publish_will(
             &publish,
             Some(Sender {
                 client,
-                fence: None,
+                fences: None,
             }),
             Some(id_of_will(client, epoch)),
             &mut corked,

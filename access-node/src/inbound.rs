@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use moorline_mqtt::{Ack, Disconnect, Packet, PacketId, Publish, QoS, ReasonCode, Version, encode};
-use moorline_router::{End, EndReason, Fence, MessageId, Position, ReceivedPublish, StoreError};
+use moorline_router::{End, EndReason, MessageId, Position, ReceivedPublish, StoreError};
 
 use crate::close_reason::CloseReason;
 use crate::cluster::until_stored;
 use crate::connection::{Connection, Pending, PendingAnswer, ReceivedId};
 use crate::delayed::later;
+use crate::fences::Fences;
 use crate::message_parts::id_of;
 use crate::outbound::Corked;
 use crate::publish::{Durable, Routed, Sender, refuse_retained, refuse_topic, route};
@@ -142,7 +143,7 @@ impl Connection {
                     }
                     // MQTT 3.1.1 has no way to refuse: acknowledged and dropped.
                     Some(_) => None,
-                    None => self.route(&publish, None, turn).durable,
+                    None => self.route(&publish, None, turn),
                 };
                 self.put_in_line(durable, PendingAnswer::PubAck(id));
             }
@@ -199,18 +200,41 @@ impl Connection {
         PendingAnswer::Encoded(encoded.freeze())
     }
 
-    fn route(&mut self, publish: &Publish, id: Option<MessageId>, turn: &mut Turn) -> Routed {
+    /// Passes `publish` on, in its turn; what its acknowledgement has to wait for.
+    fn route(
+        &mut self,
+        publish: &Publish,
+        id: Option<MessageId>,
+        turn: &mut Turn,
+    ) -> Option<Durable> {
+        match self.unrouted {
+            Some(_) => Some(self.route_later(publish, id, None)),
+            None => self.route_now(publish, id, &mut turn.corked).durable,
+        }
+    }
+
+    pub(crate) fn route_now(
+        &mut self,
+        publish: &Publish,
+        id: Option<MessageId>,
+        corked: &mut Corked,
+    ) -> Routed {
         // A 5.0 device that is told of a full queue goes on without that message.
         let told = self.version == Version::V5;
-        let fence = match publish.qos {
+        let in_cluster = self.node.cluster.is_some();
+        let fences = match publish.qos {
             QoS::AtMostOnce => None,
-            _ => Some(&*self.fence.get_or_insert_with(|| Fence::new(told))),
+            _ => Some(
+                &**self
+                    .fences
+                    .get_or_insert_with(|| Box::new(Fences::new(told, in_cluster))),
+            ),
         };
         let sender = Sender {
             client: &self.session.client,
-            fence,
+            fences,
         };
-        route(&self.node, publish, Some(sender), id, &mut turn.corked)
+        route(&self.node, publish, Some(sender), id, corked)
     }
 
     /// Why this device may not publish to `topic`, if so. Once displaced it may nothing: who it was is
@@ -276,7 +300,13 @@ impl Connection {
             }));
         }
         if refusal.is_none() {
-            durable.extend(self.route(publish, message_id.clone(), turn).durable);
+            if self.node.cluster.is_some()
+                && let Some(noted) = durable.pop()
+            {
+                durable.push(self.route_later(publish, message_id.clone(), Some(noted)));
+            } else {
+                durable.extend(self.route(publish, message_id.clone(), turn));
+            }
         }
         // For this connection it is done: the line keeps the order, so the answer to a repetition waits
         // for the first one's. The store is told only once it is true, see `note_done`.
@@ -401,6 +431,12 @@ impl Connection {
         self.answer(&answer, reason, &mut turn.replies);
         self.answer_ready(&mut turn);
         self.finish_turn(turn);
+        let last = self.pending.is_empty();
+        if let Some(fences) = &mut self.fences
+            && fences.seen_through(last)
+        {
+            self.fences = None;
+        }
         Ok(())
     }
 

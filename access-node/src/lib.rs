@@ -28,6 +28,7 @@ mod delayed;
 mod drain;
 mod ending;
 mod fan_out;
+mod fences;
 mod flapping;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -60,6 +61,7 @@ mod subscriptions;
 mod threads;
 mod timers;
 mod tls;
+mod unrouted;
 mod wire;
 mod ws;
 

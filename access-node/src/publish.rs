@@ -14,12 +14,13 @@ use moorline_router::{
 };
 use smallvec::SmallVec;
 
-use crate::cluster::Membership;
 use crate::cluster::forward::Forwarded;
 use crate::cluster::retained_changes::following;
+use crate::cluster::{Membership, again_until_stored};
 use crate::config::Config;
 use crate::delayed::{self, Later};
 use crate::fan_out::{FanOut, find_matches};
+use crate::fences::Fences;
 use crate::message_parts::{expires_at_ms, id_of, lasting_properties, stable_hash, supplied_id};
 use crate::node::Node;
 use crate::outbound::{Corked, deliver};
@@ -45,8 +46,8 @@ pub(crate) struct Routed {
 #[derive(Clone, Copy)]
 pub(crate) struct Sender<'a> {
     pub(crate) client: &'a ClientId,
-    /// Keeps its messages in order over a refusal; none for a will.
-    pub(crate) fence: Option<&'a Fence>,
+    /// Keep its messages in order over a refusal; none for a will.
+    pub(crate) fences: Option<&'a Fences>,
 }
 
 /// Sends `publish` everywhere it belongs. `from` is known to No Local and to upstream; `id` is made
@@ -59,7 +60,7 @@ pub(crate) fn route(
     corked: &mut Corked,
 ) -> Routed {
     let mut routing = Routing {
-        fence: from.and_then(|sender| sender.fence),
+        fences: from.and_then(|sender| sender.fences),
         node,
         publish,
         id,
@@ -164,14 +165,14 @@ fn device_of<'t>(topic: &'t str, prefix: &str) -> Option<&'t str> {
 }
 
 struct Routing<'a> {
-    fence: Option<&'a Fence>,
+    fences: Option<&'a Fences>,
     node: &'a Arc<Node>,
     publish: &'a Publish,
     id: Option<MessageId>,
     durable: SmallVec<[Durable; 2]>,
 }
 
-impl Routing<'_> {
+impl<'a> Routing<'a> {
     fn into_routed(self, matched: u64) -> Routed {
         let mut parts = self.durable;
         let durable = match parts.len() {
@@ -186,6 +187,10 @@ impl Routing<'_> {
             }) as Durable),
         };
         Routed { matched, durable }
+    }
+
+    fn fence(&self) -> Option<&'a Fence> {
+        self.fences.map(|fences| &fences.publishes)
     }
 
     fn id(&mut self) -> MessageId {
@@ -229,7 +234,7 @@ impl Routing<'_> {
             .node
             .stores
             .upstream
-            .publish_behind(vec![(message, queues)], self.fence);
+            .publish_behind(vec![(message, queues)], self.fence());
         self.wait_for(stored);
     }
 
@@ -259,7 +264,7 @@ impl Routing<'_> {
             },
             published_at_ms: unix_ms(),
         };
-        let published = cluster.given.pubsub.publish(publication, self.fence);
+        let published = cluster.given.pubsub.publish(publication, self.fence());
         self.wait_for(published);
     }
 
@@ -291,20 +296,27 @@ impl Routing<'_> {
             }
             return u64::from(matches!(outcome, DeliveryOutcome::Sent { .. }));
         }
-        let fingerprint = self.supplied_fingerprint();
+        let fingerprint = self.fingerprint();
         let append = Append {
             client: client.clone(),
             message: message.clone(),
             fingerprint,
         };
-        let appended = self
-            .node
-            .stores
-            .inboxes
-            .append_behind(vec![append], self.fence);
+        let pushes = self.fences.map(|fences| &fences.pushes);
+        let inboxes = &self.node.stores.inboxes;
+        let appended = inboxes.append_behind(vec![append.clone()], pushes);
         let node = Arc::clone(self.node);
+        // A device waits for its acknowledgement as long as it takes.
+        let waits = pushes.is_some();
         self.durable.push(Box::pin(async move {
-            let mut outcome = appended.await?.pop();
+            let appended = match waits {
+                true => {
+                    let again = move |node: &Node| node.stores.inboxes.append(vec![append.clone()]);
+                    again_until_stored(&node, appended, again).await
+                }
+                false => appended.await,
+            };
+            let mut outcome = appended?.pop();
             let mut message = message;
             if let Some(Appended::Repeated {
                 fingerprint: first, ..
@@ -354,11 +366,13 @@ impl Routing<'_> {
         1
     }
 
-    /// What tells a repetition from another message, where the device has named the message itself:
-    /// its id may be one that is in use.
-    fn supplied_fingerprint(&self) -> Option<u64> {
+    /// What tells a repetition from another message: where the device has named the message itself, whose
+    /// id may be one that is in use, and in a cluster, where an append without an answer is made again.
+    fn fingerprint(&self) -> Option<u64> {
         let publish = self.publish;
-        supplied_id(publish)?;
+        if self.node.cluster.is_none() {
+            supplied_id(publish)?;
+        }
         Some(stable_hash([
             publish.topic.as_str().as_bytes(),
             &publish.payload,
@@ -368,7 +382,7 @@ impl Routing<'_> {
     fn store_retained(&self, message: Option<Message>) -> Durable {
         let topic = &self.publish.topic;
         let stored = self.node.stores.retained.set(topic, message);
-        following(self.node, topic, stored)
+        following(self.node, topic, stored, self.fences.is_some())
     }
 
     /// In a cluster the node has to know when its write is done, also where nobody else waits for it.
@@ -499,7 +513,7 @@ impl Routing<'_> {
                 fingerprint: None,
             };
             let inboxes = &self.node.stores.inboxes;
-            let appended = inboxes.append_behind(vec![append], self.fence);
+            let appended = inboxes.append_behind(vec![append], self.fence());
             let (node, session) = (Arc::clone(self.node), Arc::clone(session));
             self.durable.push(Box::pin(async move {
                 let outcome = appended.await?.pop();
@@ -551,7 +565,11 @@ impl Routing<'_> {
             .iter()
             .map(|append| append.message.clone())
             .collect();
-        let appended = self.node.stores.inboxes.append_behind(appends, self.fence);
+        let appended = self
+            .node
+            .stores
+            .inboxes
+            .append_behind(appends, self.fence());
         let node = Arc::clone(self.node);
         self.durable.push(Box::pin(async move {
             let outcomes = appended.await?;

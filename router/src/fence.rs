@@ -30,11 +30,16 @@ impl Fence {
     /// # Errors
     /// When an earlier one was refused.
     pub fn check(&self) -> Result<(), StoreError> {
-        if self.broken.load(Ordering::Acquire) {
+        if self.is_broken() {
             let cause = "an earlier message of the same sender was refused";
             return Err(StoreError::Unavailable(cause.to_owned()));
         }
         Ok(())
+    }
+
+    /// Whether an earlier write was refused, so that every later one is.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
     }
 
     /// Whether the sender goes on without a message that was refused as [`StoreError::Full`].

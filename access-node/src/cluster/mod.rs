@@ -21,6 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use moorline_router::{
     Claim, ClientId, Epoch, Events, Nodes, Presence, PresenceChange, PubSub, Shards, StoreError,
     unix_ms,
@@ -145,15 +146,31 @@ pub(crate) fn until_stored(
         return first;
     }
     let node = Arc::clone(node);
-    Box::pin(async move {
-        let mut written = first.await;
-        while let (Err(StoreError::Unavailable(_)), Some(cluster)) = (&written, &node.cluster) {
-            cluster.link.trouble();
-            tokio::time::sleep(WRITE_AGAIN).await;
-            written = write(&node).await;
-        }
-        written
-    })
+    Box::pin(async move { again_until_stored(&node, first, write).await })
+}
+
+/// Sees a write through that was called for as `first`: in a cluster it is made `again` as long as the store does not answer.
+///
+/// The first time at once: behind a fence the refusal may be an earlier write's, which has been seen through since. So the writes
+/// of one sender stay in order as long as each is seen through before the next, and the next was refused where this one was.
+pub(crate) async fn again_until_stored<T>(
+    node: &Arc<Node>,
+    first: BoxFuture<'static, Result<T, StoreError>>,
+    again: impl Fn(&Node) -> BoxFuture<'static, Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let mut written = first.await;
+    let Some(cluster) = &node.cluster else {
+        return written;
+    };
+    if matches!(written, Err(StoreError::Unavailable(_))) {
+        written = again(node).await;
+    }
+    while matches!(written, Err(StoreError::Unavailable(_))) {
+        cluster.link.trouble();
+        tokio::time::sleep(WRITE_AGAIN).await;
+        written = again(node).await;
+    }
+    written
 }
 
 /// Lets the holder of the client's shard read the stored session again. Resolves when it has.

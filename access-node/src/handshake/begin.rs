@@ -248,7 +248,8 @@ async fn begin_owned(
         page: None,
         aliases: None,
         feeding: true,
-        fence: None,
+        fences: None,
+        unrouted: None,
         meter: node.device_rates.meter(),
         may_flap: !exempt,
     })

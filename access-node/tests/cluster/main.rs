@@ -1,6 +1,7 @@
 //! Nodes of a cluster among themselves: who has a device, what follows it, and what becomes of it when its node is gone.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod away;
 mod nodes;
 
 use std::time::{Duration, Instant};
@@ -103,6 +104,32 @@ async fn a_repeated_qos_2_publish_is_known_on_the_next_node() {
     publish.dup = true;
     assert_eq!(second.publish(publish).await, 0);
     assert_eq!(world.waiting("target").await, ["once"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_qos_2_publish_does_not_go_on_from_a_node_that_has_lost_its_device() {
+    let world = World::new().await;
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let mut first = Device::connect(a.mqtt, persistent(V5, "sender")).await;
+    // Nobody can tell the node that the device is elsewhere.
+    world.cut_off(&a);
+    let mut second = Device::connect(b.mqtt, persistent(V5, "sender")).await;
+    assert!(second.session_present);
+    let mut publish = Publish::new("d/target/x", 2, "once");
+    publish.packet_id = 7;
+    let mut behind = Publish::new("d/target/x", 1, "behind");
+    behind.packet_id = 8;
+    for publish in [&publish, &behind] {
+        let bytes = moorline_tests::wire::publish(V5, publish);
+        first.send(&bytes).await.unwrap();
+    }
+    assert_eq!(first.await_close(SOON).await, Some(0x8E));
+    assert!(world.waiting("target").await.is_empty());
+    for mut publish in [publish, behind] {
+        publish.dup = true;
+        assert_eq!(second.publish(publish).await, 0);
+    }
+    assert_eq!(world.waiting("target").await, ["once", "behind"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
