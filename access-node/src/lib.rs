@@ -89,7 +89,8 @@ pub use peer::ListenerSettings;
 use crate::auth::Auth;
 use crate::close_reason::CloseReason;
 use crate::cluster::{
-    Peers, comparison, departure, exchange, forward, groups, holdings, lease, retained_changes,
+    Peers, comparison, departure, exchange, forward, groups, holdings, lease, publications,
+    retained_changes,
 };
 use crate::listener::Listener;
 use crate::local_nodes::LocalNodes;
@@ -98,6 +99,8 @@ use crate::threads::Threads;
 
 /// How long a clean stop waits for connections to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a node of a cluster that begins waits for its shards.
+const SETTLE_IN: Duration = Duration::from_secs(10);
 
 /// A node that is ready to take devices.
 pub struct AccessNode {
@@ -194,6 +197,20 @@ impl AccessNode {
             tasks,
             certificates: Vec::new(),
         })
+    }
+
+    /// In a cluster, waits until what is published reaches every persistent session, for at most ten seconds: a broker that is away
+    /// is no reason to take no devices.
+    pub async fn settle_in(&self) {
+        let Some(cluster) = &self.node.cluster else {
+            return;
+        };
+        let held = publications::all_held(cluster);
+        if tokio::time::timeout(SETTLE_IN, held).await.is_err() {
+            tracing::warn!(
+                "not every shard of persistent sessions is seen to yet: publications may pass some by that was never bound to the broker"
+            );
+        }
     }
 
     /// Takes devices. The socket must be non-blocking. Every thread accepts: whichever is free first

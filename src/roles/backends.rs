@@ -219,7 +219,7 @@ impl SharedBackends {
     }
 
     /// Says once what weakens the promises.
-    async fn warn(&self) {
+    pub(super) async fn warn(&self) {
         let health = tokio::time::timeout(HEALTH_TIMEOUT, self.store.health()).await;
         for warning in health.map(|health| health.warnings).unwrap_or_default() {
             tracing::warn!("redis: {warning}");

@@ -1,10 +1,11 @@
 //! The roles of this program, one or all of them in a process: bind, open the stores, start, wait for a signal, drain.
 //!
-//! Read in this order: here, `setup` (what comes before), `backends` (the stores), `process` (from the start to the end).
+//! Read in this order: here, `setup` (what comes before), `backends` (the stores), `process` (from the start to the end), `starting` (of an access node).
 
 mod backends;
 mod process;
 mod setup;
+mod starting;
 
 use std::io::Write as _;
 

@@ -1,17 +1,16 @@
 //! One process from the start of its parts to their end.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use moorline_access_node::{Access, AccessNode, Cluster, DelayRules, Drain};
+use moorline_access_node::{AccessNode, Drain};
 use moorline_delay_queue::{DelayQueue, Outlets};
 use moorline_push_service::{
     ApiKeyRecord, Delays, MetricsHandle, NodeApi, PushService, Readiness, ServeError, Submitter,
 };
-use moorline_router::{Clock, NodeId, remote};
+use moorline_router::{NodeId, remote};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -19,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::backends::{Backends, SharedBackends};
 use super::setup::{Listeners, taken};
+use super::starting::Start;
 use super::{Role, say};
 use crate::Failure;
 use crate::config::Config;
@@ -38,7 +38,24 @@ pub(super) async fn run(
     let id = NodeId::for_this_run(&config.cluster.name);
     let backends = Backends::open(&config, &id).await?;
     let key = api_key(role, &config)?;
-    let process = Process::start(role, id, &config, &backends, listeners, metrics, &key);
+    let internal = listeners.internal.as_ref().map(taken).transpose()?;
+    let start = Start {
+        role,
+        id,
+        config: &config,
+        backends: &backends,
+        clock: backends.clock().await,
+        internal,
+    };
+    let mut node = None;
+    if role.has_devices() {
+        let started = start.node(&listeners.http, &metrics, &mut signals.stop);
+        node = Box::pin(started).await?;
+        if node.is_none() {
+            return end(backends).await;
+        }
+    }
+    let process = Process::start(start, node, listeners, metrics, &key);
     let process = Box::pin(process).await?;
     say(&match (&key, config.is_cluster()) {
         (Some(key), false) => welcome::text(&process.addresses, &config.data_dir, key),
@@ -46,6 +63,10 @@ pub(super) async fn run(
     });
     process.wait(&mut signals).await;
     process.stop(&mut signals).await?;
+    end(backends).await
+}
+
+async fn end(backends: Backends) -> Result<(), Failure> {
     backends.close().await?;
     tracing::info!("stopped");
     Ok(())
@@ -77,7 +98,7 @@ struct Signals {
 }
 
 /// The process is to stop.
-struct StopSignals {
+pub(super) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -95,7 +116,7 @@ impl Signals {
 }
 
 impl StopSignals {
-    async fn told(&mut self) {
+    pub(super) async fn told(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => tracing::info!("SIGTERM, stopping"),
             _ = self.interrupt.recv() => tracing::info!("interrupted, stopping"),
@@ -104,15 +125,15 @@ impl StopSignals {
 }
 
 /// Tells a part to stop.
-struct Stop(watch::Sender<()>);
+pub(super) struct Stop(watch::Sender<()>);
 
 impl Stop {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(watch::Sender::new(()))
     }
 
     /// Resolves when this is dropped.
-    fn told(&self) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn told(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut told = self.0.subscribe();
         async move {
             // An error says that the sender is gone, which is the signal.
@@ -122,14 +143,14 @@ impl Stop {
 }
 
 /// A part that runs by itself until it is told to stop.
-struct Part<T> {
-    stop: Stop,
-    task: JoinHandle<T>,
+pub(super) struct Part<T> {
+    pub(super) stop: Stop,
+    pub(super) task: JoinHandle<T>,
 }
 
 impl<T> Part<T> {
     /// Tells it to stop, and waits for as long as a part may take.
-    async fn end(self, unfinished: &str) -> anyhow::Result<Option<T>> {
+    pub(super) async fn end(self, unfinished: &str) -> anyhow::Result<Option<T>> {
         drop(self.stop);
         match tokio::time::timeout(PART_TIMEOUT, self.task).await {
             Ok(ended) => Ok(Some(ended?)),
@@ -157,14 +178,20 @@ struct Process {
 
 impl Process {
     async fn start(
-        role: Role,
-        id: NodeId,
-        config: &Config,
-        backends: &Backends,
+        start: Start<'_>,
+        mut node: Option<AccessNode>,
         listeners: Listeners,
         metrics: MetricsHandle,
         key: &Option<ApiKey>,
     ) -> Result<Self, Failure> {
+        let Start {
+            role,
+            id,
+            config,
+            backends,
+            clock,
+            ..
+        } = start;
         let Listeners {
             devices,
             internal,
@@ -175,18 +202,11 @@ impl Process {
             internal: internal.as_ref().map(taken).transpose()?,
             http: taken(&http)?,
         };
-        let clock = backends.clock().await;
-        let mut node = None;
         let mut internal_part = None;
-        if role.has_devices() {
-            let address = addresses.internal;
-            let started = start_node(id.clone(), config, backends, clock.clone(), address).await?;
-            if let (Some(socket), Some(shared)) = (internal, backends.shared()) {
-                shared.peers.attach(id.clone(), started.local_nodes());
-                let socket = TcpListener::from_std(socket).context("internal listener")?;
-                internal_part = Some(serve_internal(socket, &started, shared));
-            }
-            node = Some(started);
+        if let (Some(node), Some(socket), Some(shared)) = (&node, internal, backends.shared()) {
+            shared.peers.attach(id.clone(), node.local_nodes());
+            let socket = TcpListener::from_std(socket).context("internal listener")?;
+            internal_part = Some(serve_internal(socket, node, shared));
         }
         let draining = Arc::new(AtomicBool::new(false));
         let drain_asked = Arc::new(Notify::new());
@@ -272,6 +292,7 @@ impl Process {
             }
         });
         if let Some(node) = &mut node {
+            node.settle_in().await;
             for device in devices {
                 let listening = node.listen(&device.socket, device.settings);
                 listening.context("cannot take devices")?;
@@ -354,44 +375,6 @@ impl Process {
         }
         Ok(())
     }
-}
-
-/// `internal` is where the other services reach the node, if there are others.
-async fn start_node(
-    id: NodeId,
-    config: &Config,
-    backends: &Backends,
-    clock: Clock,
-    internal: Option<SocketAddr>,
-) -> Result<AccessNode, Failure> {
-    let access = Access {
-        auth: config.auth.clone(),
-        acl: config.acl.clone(),
-        data_dir: config.data_dir.clone(),
-    };
-    let cluster = backends.shared().zip(internal);
-    let cluster = cluster.map(|(shared, internal)| Cluster {
-        shards: Arc::clone(shared.store()) as _,
-        peers: Arc::clone(&shared.peers) as _,
-        pubsub: Arc::clone(&shared.pubsub) as _,
-        events: Arc::clone(&shared.events),
-        address: match config.cluster.advertise.as_str() {
-            "" => internal.to_string(),
-            advertised => advertised.to_owned(),
-        },
-        region: config.cluster.region.clone(),
-        server_reference: config.cluster.server_reference.clone(),
-    });
-    let routes = config.upstream.routes();
-    let mqtt = config.mqtt.clone();
-    let delays = DelayRules {
-        clock,
-        retry: config.delays.retry.policy(),
-        delay_max: config.delays.device_delay_max,
-        events: config.delays.topic_events(),
-    };
-    let started = AccessNode::start(id, mqtt, access, backends.stores(), routes, delays, cluster);
-    Ok(started.await?)
 }
 
 fn serve_internal(

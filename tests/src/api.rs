@@ -156,6 +156,14 @@ impl Api {
         self.send(self.request(Method::GET, path)).await
     }
 
+    /// GET, of a process that may not listen yet.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn try_get(&self, path: &str) -> reqwest::Result<Answer> {
+        self.try_send(self.request(Method::GET, path)).await
+    }
+
     /// DELETE.
     pub async fn delete(&self, path: &str) -> Answer {
         self.send(self.request(Method::DELETE, path)).await

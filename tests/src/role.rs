@@ -153,6 +153,11 @@ pub struct Starting {
 }
 
 impl Starting {
+    /// The process, which nobody expects to become ready.
+    pub fn into_role(self) -> Role {
+        self.role
+    }
+
     /// Waits until it says `ready`.
     ///
     /// # Panics

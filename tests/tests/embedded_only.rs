@@ -14,6 +14,7 @@ const LIST: &[(&str, &str)] = &[
         "begins on one machine and ends on a cluster of its own",
     ),
     ("servers::", "the servers themselves; no gateway takes part"),
+    ("late_stores::", "a cluster of its own in any case"),
     ("cluster::", "a cluster of its own in any case"),
     ("shared::a_full_inbox_sends", GROUP_QUEUE),
     ("shared::an_absent_member_gets_nothing", GROUP_QUEUE),

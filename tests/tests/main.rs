@@ -20,6 +20,7 @@ mod disk_full;
 mod embedded_only;
 mod interop;
 mod killed;
+mod late_stores;
 mod limits;
 mod malformed;
 mod migrate;

@@ -94,6 +94,28 @@ impl Drop for Listed<'_> {
     }
 }
 
+/// Resolves when every shard has a holder, and the queues of those that this node holds are bound: from then on nothing that is
+/// acknowledged passes a persistent session by. Only in a cluster that has just begun, as after a migration, is that ever not so.
+pub(crate) async fn all_held(cluster: &Membership) {
+    let shards = &cluster.given.shards;
+    for shard in 0..shards.count() {
+        loop {
+            let here = cluster.holders.by_shard.lock().get(&shard).cloned();
+            if let Some(holder) = here {
+                if let Some(settled) = holder.filters.settled() {
+                    settled.await;
+                }
+                break;
+            }
+            let is_here = cluster.holdings.has(shard);
+            if !is_here && matches!(shards.holder(shard).await, Ok(Some(_))) {
+                break;
+            }
+            tokio::time::sleep(BACKOFF_MIN).await;
+        }
+    }
+}
+
 /// Serves the sessions of `shard` until the shard is given up.
 pub(crate) async fn run(node: &Arc<Node>, shard: u16) {
     let Some(cluster) = &node.cluster else { return };
