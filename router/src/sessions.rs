@@ -168,4 +168,8 @@ pub trait Retained: Send + Sync {
         topic: &TopicName,
         message: Option<Message>,
     ) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Removes messages that have expired by the store's clock, at most `limit`, and says how many. A node that is alone
+    /// removes those that it has in memory by itself: there it is always 0.
+    async fn expire(&self, limit: usize) -> Result<usize, StoreError>;
 }

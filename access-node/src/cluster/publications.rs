@@ -20,7 +20,7 @@ use moorline_router::{
 use parking_lot::Mutex;
 
 use super::exchange::still_valid;
-use super::{Membership, Peers};
+use super::{Membership, Peers, retained_changes};
 use crate::fan_out::matches_of;
 use crate::message_parts::{expires_at_ms, lasting_properties};
 use crate::node::{LEASE, Node};
@@ -119,9 +119,13 @@ pub(crate) async fn all_held(cluster: &Membership) {
 /// Serves the sessions of `shard` until the shard is given up.
 pub(crate) async fn run(node: &Arc<Node>, shard: u16) {
     let Some(cluster) = &node.cluster else { return };
-    // One node sees to what concerns all groups.
+    // One node sees to what concerns all groups, and to retained messages.
     if shard == 0 {
-        tokio::join!(serve(node, cluster, shard), sweep(node, cluster));
+        tokio::join!(
+            serve(node, cluster, shard),
+            sweep(node, cluster),
+            retained_changes::expire(node, cluster),
+        );
     } else {
         serve(node, cluster, shard).await;
     }

@@ -28,6 +28,11 @@ const READINGS_MAX: usize = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How often what the others changed is read although nobody subscribes, so that it does not become much.
 const READ_EVERY: Duration = Duration::from_secs(10);
+/// How often the store is asked to remove what has expired.
+const EXPIRE_EVERY: Duration = Duration::from_secs(10);
+/// So many in one step, and as long between two as nobody notices it.
+const EXPIRE_STEP: usize = 256;
+const EXPIRE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a new subscription waits for what the others changed; then it gets what the node knows.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -303,6 +308,22 @@ pub(crate) fn before_feeding(node: &Arc<Node>) -> BoxFuture<'static, ()> {
             );
         }
     })
+}
+
+/// Lets the store remove what has expired, until it is stopped. Nodes hand out none of it meanwhile.
+pub(super) async fn expire(node: &Node, cluster: &Membership) {
+    loop {
+        let expired = node.stores.retained.expire(EXPIRE_STEP).await;
+        let pause = match cluster.link.note(expired) {
+            Ok(EXPIRE_STEP) => EXPIRE_PAUSE,
+            Ok(_) => EXPIRE_EVERY,
+            Err(error) => {
+                tracing::debug!(%error, "retained messages that have expired are not removed yet");
+                EXPIRE_EVERY
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// Reads now and then until the node stops.

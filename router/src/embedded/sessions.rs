@@ -249,6 +249,10 @@ impl Retained for EmbeddedStore {
         Ok(None)
     }
 
+    async fn expire(&self, _: usize) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+
     fn set(
         &self,
         topic: &TopicName,

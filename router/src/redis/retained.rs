@@ -15,8 +15,9 @@ use crate::{Message, Retained, RetainedChanges, RetainedVersion, StoreError};
 
 static SET: Script = script!("retained_set.lua");
 static CHANGES: Script = script!("retained_changes.lua");
+static EXPIRE: Script = script!("retained_expire.lua");
 
-pub(super) static SCRIPTS: &[&Script] = &[&SET, &CHANGES];
+pub(super) static SCRIPTS: &[&Script] = &[&SET, &CHANGES, &EXPIRE];
 
 /// Removed topics that are remembered: a node that has missed more than that begins anew.
 const REMOVED_MAX: usize = 10_000;
@@ -34,7 +35,11 @@ struct Page {
 
 impl RedisStore {
     fn retained_keys(&self) -> [String; 4] {
-        ["messages", "changes", "removed", "state"].map(|kind| self.keys.global("retained", kind))
+        ["messages", "changes", "removed", "state"].map(|kind| self.retained_key(kind))
+    }
+
+    fn retained_key(&self, kind: &str) -> String {
+        self.keys.global("retained", kind)
     }
 
     async fn retained_page(&self, since: RetainedVersion) -> Result<Page, StoreError> {
@@ -151,11 +156,27 @@ impl Retained for RedisStore {
             }
             None => Vec::new(),
         };
-        let set = Call::script(&SET, &self.retained_keys())
+        let [messages, changes, removed, state] = self.retained_keys();
+        let keys = [
+            messages,
+            changes,
+            removed,
+            state,
+            self.retained_key("expiry"),
+        ];
+        let expires_at_ms = message.as_ref().and_then(|message| message.expires_at_ms);
+        let set = Call::script(&SET, &keys)
             .arg(topic.as_str())
             .arg(record)
-            .arg(REMOVED_MAX);
+            .arg(REMOVED_MAX)
+            .arg(expires_at_ms.map_or(String::new(), |at_ms| at_ms.to_string()));
         let set = self.link.submit(topic.as_str(), set);
         async move { set.await.map(|_| ()) }.boxed()
+    }
+
+    async fn expire(&self, limit: usize) -> Result<usize, StoreError> {
+        let keys = ["messages", "changes", "expiry"].map(|kind| self.retained_key(kind));
+        let expire = Call::script(&EXPIRE, &keys).arg(limit);
+        parse(self.link.submit(&keys[0], expire).await?)
     }
 }

@@ -7,7 +7,7 @@ use moorline_router::contract::{eventually, push, topic};
 use moorline_router::redis::Config;
 use moorline_router::{
     ClientId, Epoch, Message, NodeId, NodeRecord, NodeState, Retained, RetainedVersion, Routes,
-    SessionRecord, Sessions, Shards, TimerKind,
+    SessionRecord, Sessions, Shards, TimerKind, unix_ms,
 };
 
 use super::support::{client, open};
@@ -21,6 +21,7 @@ macro_rules! shard_cases {
             timers_are_due_in_their_order_and_belong_to_a_connection,
             clients_of_a_dead_node_are_found_until_their_routes_are_released,
             a_node_learns_what_others_have_retained,
+            retained_messages_that_expired_are_removed_in_steps,
         );
     };
     ($config:expr; $($case:ident),+ $(,)?) => {
@@ -189,6 +190,45 @@ pub(crate) async fn clients_of_a_dead_node_are_found_until_their_routes_are_rele
     assert!(store.release(&left, epoch).await.unwrap());
     assert!(all().await.is_empty());
     assert!(store.look_up(&moved).await.unwrap().is_some());
+}
+
+pub(crate) async fn retained_messages_that_expired_are_removed_in_steps(config: Config) {
+    let store = open(&config);
+    let message = |name: &str, expires_at_ms| Message {
+        topic: topic(name),
+        retain: true,
+        expires_at_ms,
+        ..push("x")
+    };
+    let over = Some(unix_ms() - 60_000);
+    let later = Some(unix_ms() + 600_000);
+    let set = async |name: &str, expires_at_ms| {
+        let message = message(name, expires_at_ms);
+        let topic = message.topic.clone();
+        store.set(&topic, Some(message)).await.unwrap();
+    };
+    for name in ["a", "b", "c", "renewed", "kept", "removed"] {
+        set(name, over).await;
+    }
+    for (name, expires_at_ms) in [("renewed", later), ("kept", None), ("lasting", later)] {
+        set(name, expires_at_ms).await;
+    }
+    store.set(&topic("removed"), None).await.unwrap();
+    let before = store.changes(RetainedVersion::default()).await.unwrap();
+    let before = before.unwrap().version;
+    assert_eq!(store.expire(2).await.unwrap(), 2);
+    assert_eq!(store.expire(2).await.unwrap(), 1);
+    assert_eq!(store.expire(2).await.unwrap(), 0);
+    let left = Retained::load_all(&*store).await.unwrap();
+    let left: Vec<&str> = left.iter().map(|message| message.topic.as_str()).collect();
+    assert_eq!(left, ["kept", "lasting", "renewed"]);
+    // Nobody has to be told, and what is set anew is there.
+    let none = store.changes(before).await.unwrap().unwrap();
+    assert!(!none.complete && none.topics.is_empty(), "{none:?}");
+    set("a", None).await;
+    let changed = store.changes(before).await.unwrap().unwrap();
+    assert_eq!(changed.topics.len(), 1);
+    assert_eq!(store.expire(9).await.unwrap(), 0);
 }
 
 pub(crate) async fn a_node_learns_what_others_have_retained(config: Config) {

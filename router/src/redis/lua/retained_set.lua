@@ -1,10 +1,16 @@
 -- Replaces or removes a retained message. KEYS[1]: records by topic; KEYS[2]: topics by their last change;
 -- KEYS[3]: removed topics by their last change; KEYS[4]: generation, number of changes, number of the last one forgotten.
--- ARGV: topic, record (nothing: removed), how many removed topics are remembered.
+-- KEYS[5]: topics by the time at which their message expires. ARGV: topic, record (nothing: removed), how many removed topics are
+-- remembered, when the message expires (nothing: never).
 local time = redis.call('TIME')
 redis.call('HSETNX', KEYS[4], 'generation', string.format('%.0f', time[1] * 1000000 + time[2]))
 if ARGV[2] == '' and redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then
   return 0
+end
+if ARGV[4] ~= '' then
+  redis.call('ZADD', KEYS[5], ARGV[4], ARGV[1])
+else
+  redis.call('ZREM', KEYS[5], ARGV[1])
 end
 local change = redis.call('HINCRBY', KEYS[4], 'change', 1)
 redis.call('ZADD', KEYS[2], change, ARGV[1])
