@@ -22,10 +22,14 @@ const BUCKETS: [f64; 16] = [
     1.0, 2.5, 10.0,
 ];
 
+/// Upper bounds of every histogram of how many calls went together.
+const COUNTS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0];
+
 /// Makes this process collect metrics; to be called once, before any role is started.
 pub fn install_metrics() -> Result<MetricsHandle, BuildError> {
     PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)?
+        .set_buckets_for_metric(Matcher::Suffix("_batch_calls".into()), &COUNTS)?
         .install_recorder()
         .map(MetricsHandle)
 }

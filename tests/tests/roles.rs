@@ -164,6 +164,25 @@ fn each_role_is_alive_ready_and_counted_and_only_the_push_service_has_the_api() 
             });
             assert_eq!(ready.await["ready"], true, "{role}");
             assert_eq!(api.get("/metrics").await.status, 200);
+            let counted = eventually(SOON, "what is shared is counted", || async {
+                let text = api.get("/metrics").await.text;
+                let mut expected = vec![
+                    "moorline_redis_connects_total ",
+                    "moorline_redis_calls_total{way=\"write\"}",
+                    "moorline_redis_batch_calls_bucket{way=\"write\",le=\"1\"}",
+                    "moorline_redis_errors_total{way=\"read\"} 0",
+                    "moorline_rabbitmq_connects_total{link=\"moorline upstream\"}",
+                    "moorline_rabbitmq_confirmed_total{publisher=\"moorline upstream\"}",
+                    "moorline_rabbitmq_unconfirmed{publisher=\"moorline upstream\",lane=\"0\"} 0",
+                ];
+                if role == "push-service" {
+                    // It writes when it is called.
+                    expected.retain(|name| !name.contains("write"));
+                }
+                let lacking = expected.iter().find(|name| !text.contains(**name));
+                lacking.is_none().then_some(text)
+            });
+            counted.await;
             let expected = if role == "push-service" { 200 } else { 404 };
             assert_eq!(api.get("/v1/nodes").await.status, expected, "{role}");
             let unknown = api.get("/no/such/path").await;

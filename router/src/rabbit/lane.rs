@@ -1,28 +1,28 @@
 //! One lane of a publisher: a queue of calls, a connection, a window of unconfirmed messages.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use lapin::message::BasicReturnMessage;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPHardError};
+use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation, ErrorKind};
+use lapin::{Channel, Confirmation};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::confirms::{
+    Confirm, gather, is_about_a_message, pass_behind_confirms, poll_once, publish,
+};
 use super::link::answered;
-use super::publisher::{Publishing, Room};
+use super::metrics::LaneMetrics;
+use super::window::{Item, Window};
 use super::{Link, Topology};
-use crate::{Fence, StoreError};
+use crate::StoreError;
 
 /// The topology is made sure of again, after a message was returned or a refusal, at most this often.
 const REDECLARE: Duration = Duration::from_secs(1);
@@ -40,53 +40,6 @@ const WATCH: Duration = Duration::from_secs(1);
 /// Between attempts meanwhile.
 const PROBE_PAUSE: Duration = Duration::from_millis(250);
 
-/// One call.
-pub(super) struct Item {
-    pub(super) sender: u64,
-    pub(super) publishing: Publishing,
-    pub(super) fence: Option<Fence>,
-    pub(super) answer: oneshot::Sender<Result<(), StoreError>>,
-    pub(super) _room: Room,
-}
-
-impl Item {
-    fn finish(self, result: Result<(), StoreError>) {
-        if let (Some(fence), Err(error)) = (&self.fence, &result) {
-            fence.refused(error);
-        }
-        // The caller may have gone: the message stands anyway.
-        let _ = self.answer.send(result);
-    }
-
-    /// Nothing of its sender may go out before this one is confirmed.
-    fn is_alone(&self) -> bool {
-        self.fence
-            .as_ref()
-            .is_some_and(|fence| !fence.passes_full())
-    }
-
-    fn check(&self) -> Result<(), StoreError> {
-        self.fence.as_ref().map_or(Ok(()), Fence::check)
-    }
-
-    /// The queue that it goes to directly.
-    fn queue(&self) -> Option<&ShortString> {
-        let publishing = &self.publishing;
-        publishing
-            .exchange
-            .as_str()
-            .is_empty()
-            .then_some(&publishing.routing_key)
-    }
-
-    fn is_what_came_back(&self, returned: &BasicReturnMessage) -> bool {
-        let id = returned.properties.message_id();
-        id.as_ref().map(ShortString::as_str) == Some(self.publishing.id.as_str())
-            && returned.exchange == self.publishing.exchange
-            && returned.routing_key == self.publishing.routing_key
-    }
-}
-
 /// What callers share with the lane's task.
 pub(super) struct Lane {
     waiting: Mutex<VecDeque<Item>>,
@@ -96,7 +49,12 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn start(link: Arc<Link>, topology: Arc<Topology>, window_max: usize) -> Arc<Self> {
+    pub(super) fn start(
+        link: Arc<Link>,
+        topology: Arc<Topology>,
+        window_max: usize,
+        metrics: LaneMetrics,
+    ) -> Arc<Self> {
         let lane = Arc::new(Self {
             waiting: Mutex::default(),
             changed: Notify::new(),
@@ -117,6 +75,7 @@ impl Lane {
             probe_at: Instant::now(),
             stuck: 0,
             warned: false,
+            metrics,
         };
         tokio::spawn(work.run());
         lane
@@ -146,58 +105,6 @@ impl Lane {
     }
 }
 
-/// A message that went out.
-struct Sent {
-    item: Item,
-    at: Instant,
-}
-
-/// Messages that went out and are not confirmed, in the order in which they went.
-#[derive(Default)]
-struct Window {
-    slots: VecDeque<Option<Sent>>,
-    /// The number of the first slot.
-    first: u64,
-    unconfirmed: usize,
-}
-
-impl Window {
-    fn push(&mut self, item: Item) -> u64 {
-        let at = Instant::now();
-        self.slots.push_back(Some(Sent { item, at }));
-        self.unconfirmed += 1;
-        self.first + self.slots.len() as u64 - 1
-    }
-
-    fn take(&mut self, number: u64) -> Option<Item> {
-        let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
-        let Sent { item, .. } = self.slots.get_mut(at)?.take()?;
-        self.unconfirmed -= 1;
-        while matches!(self.slots.front(), Some(None)) {
-            self.slots.pop_front();
-            self.first += 1;
-        }
-        Some(item)
-    }
-
-    fn take_returned(&mut self, returned: &BasicReturnMessage) -> Option<Item> {
-        let of_it = |slot: &Option<Sent>| {
-            let sent = slot.as_ref();
-            sent.is_some_and(|sent| sent.item.is_what_came_back(returned))
-        };
-        let at = self.slots.iter().position(of_it)? as u64;
-        self.take(self.first + at)
-    }
-
-    /// Everything unconfirmed, in order.
-    fn drain(&mut self) -> VecDeque<Item> {
-        self.first += self.slots.len() as u64;
-        self.unconfirmed = 0;
-        let sent = self.slots.drain(..).flatten();
-        sent.map(|sent| sent.item).collect()
-    }
-}
-
 /// Before a queue that is published to directly: the first message on a channel goes alone, so that nothing is behind it
 /// that the queue might take after it refused that one.
 struct Gate {
@@ -207,8 +114,6 @@ struct Gate {
     probed: bool,
     held: VecDeque<Item>,
 }
-
-type Confirm = BoxFuture<'static, (u64, lapin::Result<Confirmation>)>;
 
 /// Why there is no channel.
 enum Unopened {
@@ -249,6 +154,7 @@ struct Work {
     stuck: u32,
     /// That the topology cannot be declared was said.
     warned: bool,
+    metrics: LaneMetrics,
 }
 
 impl Work {
@@ -271,6 +177,10 @@ impl Work {
             self.lane.connected.store(true, Ordering::Relaxed);
             let ended = self.publish_on(&channel, declared).await;
             self.lane.connected.store(false, Ordering::Relaxed);
+            self.metrics
+                .republished
+                .increment(self.window.unconfirmed as u64);
+            self.metrics.unconfirmed.set(0.0);
             // Nothing of the old connection may be in use when the messages go out again.
             drop(channel);
             self.link.reset().await;
@@ -533,6 +443,7 @@ impl Work {
                     }
                 }
                 _ = watch.tick() => {
+                    self.metrics.unconfirmed.set(self.window.unconfirmed as f64);
                     if self.link.is_blocked() {
                         counted_from = Instant::now();
                     } else if self.is_stuck(counted_from, any_confirmed) {
@@ -562,6 +473,7 @@ impl Work {
                         && let Some(item) = self.window.take_returned(&returned)
                     {
                         any_returned = true;
+                        self.metrics.returned.increment(1);
                         let text = &returned.reply_text;
                         let what = format!("no queue takes it: {text}");
                         self.finish(item, Err(StoreError::Unavailable(what)));
@@ -581,83 +493,17 @@ impl Work {
                 continue;
             }
             let result = if is_nack {
+                self.metrics.nacked.increment(1);
                 Err(StoreError::Full(format!(
                     "a queue that takes {} is at its limit",
                     item.publishing.routing_key
                 )))
             } else {
+                self.metrics.confirmed.increment(1);
                 Ok(())
             };
             self.finish(item, result);
         }
         broken.map_or(Ok(any_returned), Err)
-    }
-}
-
-/// Everything that is ready now.
-async fn gather(
-    confirms: &mut FuturesUnordered<Confirm>,
-    confirmed: &mut Vec<(u64, lapin::Result<Confirmation>)>,
-) {
-    while let Some(Some(next)) = confirms.next().now_or_never() {
-        confirmed.push(next);
-    }
-}
-
-/// Returns when the confirms that the client library is in the middle of resolving are resolved.
-///
-/// The broker sends a returned message before its confirm, and the library hands it to the next confirm that it resolves,
-/// whichever that is: with one confirm of many messages in no order at all. While it resolves them it holds the lock that is taken
-/// here. So after this every returned message whose own confirm was seen before is in a confirm that is ready.
-fn pass_behind_confirms(channel: &Channel) {
-    // Taken when it is first polled; what it would then wait for is of no interest.
-    let _ = channel.wait_for_confirms().now_or_never();
-}
-
-async fn poll_once(confirm: &mut Confirm) -> Poll<(u64, lapin::Result<Confirmation>)> {
-    poll_fn(|cx| Poll::Ready(Pin::new(&mut *confirm).poll(cx))).await
-}
-
-fn publish(
-    channel: &Channel,
-    publishing: &Publishing,
-) -> impl Future<Output = lapin::Result<Confirmation>> + Send + 'static {
-    let channel = channel.clone();
-    let options = BasicPublishOptions {
-        mandatory: publishing.mandatory,
-        immediate: false,
-    };
-    let mode = if publishing.persistent { 2 } else { 1 };
-    let properties = publishing
-        .properties
-        .clone()
-        .with_message_id(publishing.id.as_str().into())
-        .with_delivery_mode(mode);
-    let exchange = publishing.exchange.clone();
-    let routing_key = publishing.routing_key.clone();
-    let body = publishing.body.clone();
-    async move {
-        let published = channel.basic_publish(exchange, routing_key, options, &body, properties);
-        let confirm = published.await?;
-        // A channel that somebody holds stays open: the confirm is all that is needed from here.
-        drop(channel);
-        confirm.await
-    }
-}
-
-/// Whether the broker closed the channel or the connection for what was published on it.
-fn is_about_a_message(error: &lapin::Error) -> bool {
-    let ErrorKind::ProtocolError(error) = error.kind() else {
-        return false;
-    };
-    match error.kind() {
-        AMQPErrorKind::Soft(_) => true,
-        AMQPErrorKind::Hard(kind) => !matches!(
-            kind,
-            AMQPHardError::CONNECTIONFORCED
-                | AMQPHardError::INTERNALERROR
-                | AMQPHardError::RESOURCEERROR
-                | AMQPHardError::CHANNELERROR
-        ),
     }
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::metrics::Counter;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connect, Connection, ConnectionProperties, ConnectionStatus};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Config;
+use super::{Config, metrics};
 use crate::StoreError;
 
 /// For the handshake of a new connection. A broker that is stopped accepts connections and says nothing.
@@ -26,6 +27,7 @@ pub struct Link {
     authorities: Result<Option<String>, String>,
     state: Mutex<State>,
     status: parking_lot::Mutex<Option<ConnectionStatus>>,
+    connects: Counter,
 }
 
 #[derive(Default)]
@@ -48,6 +50,7 @@ impl Link {
             authorities: config.ca.as_ref().map(read).transpose(),
             state: Mutex::default(),
             status: parking_lot::Mutex::default(),
+            connects: metrics::connects(name),
         })
     }
 
@@ -69,6 +72,7 @@ impl Link {
         match self.connect().await {
             Ok((connection, channel)) => {
                 tracing::info!(link = self.name, "connected to RabbitMQ");
+                self.connects.increment(1);
                 *self.status.lock() = Some(connection.status().clone());
                 *state = State {
                     connection: Some(connection),

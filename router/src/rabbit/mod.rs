@@ -1,7 +1,7 @@
 //! Everything that is kept on RabbitMQ.
 //!
 //! Read in this order: [`config`], [`link`] (a connection that is made again when it is lost), [`topology`] (what
-//! must exist before anything is published), [`publisher`] (the one way out: ordered, confirmed, bounded), [`upstream`]
+//! must exist before anything is published), [`publisher`] (the one way out: ordered, confirmed, bounded; `lane`, `window`, `confirms`), [`upstream`]
 //! (the upstream bus: `envelope`, `partition`, `spread`), [`pubsub`], [`events`].
 //!
 //! Connections are made anew by this module and never recovered by the client library: after a loss nothing of the
@@ -17,10 +17,13 @@ pub mod pubsub;
 pub mod topology;
 pub mod upstream;
 
+mod confirms;
 mod envelope;
 mod lane;
+mod metrics;
 mod partition;
 mod spread;
+mod window;
 
 pub use config::Config;
 pub use events::RabbitEvents;

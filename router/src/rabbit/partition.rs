@@ -11,6 +11,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::metrics::Counter;
 use futures_util::StreamExt;
 use lapin::message::{Delivery, DeliveryResult};
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
@@ -23,6 +24,7 @@ use tokio::time::timeout;
 
 use super::envelope::message_of;
 use super::link::{Link, answered, unavailable};
+use super::metrics::{self, HeldPartition};
 use crate::{Position, StoreError, UpstreamDelivery, UpstreamMessage, unix_ms};
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +54,8 @@ struct Open {
     held: BTreeMap<u64, Held>,
     has_ended: bool,
     pump: Option<JoinHandle<()>>,
+    taken: Counter,
+    _counted: HeldPartition,
 }
 
 impl Drop for Open {
@@ -153,6 +157,8 @@ impl Partition {
             held: BTreeMap::new(),
             has_ended: false,
             pump: None,
+            taken: metrics::taken(),
+            _counted: HeldPartition::new(),
         });
         let pump = tokio::spawn(pump(Arc::clone(self), consumer, generation, queue.clone()));
         if let Some(open) = &mut state.open {
@@ -171,6 +177,7 @@ impl Partition {
         let open = state.open.as_mut();
         if let Some(open) = open.filter(|open| open.generation == generation) {
             open.last += 1;
+            open.taken.increment(1);
             let acker = delivery.acker;
             open.held.insert(open.last, Held { message, acker });
         }

@@ -17,7 +17,9 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::oneshot;
 
-use super::lane::{Item, Lane};
+use super::lane::Lane;
+use super::metrics::LaneMetrics;
+use super::window::Item;
 use super::{Config, Link, Topology};
 use crate::{Fence, MessageId, StoreError};
 
@@ -130,11 +132,12 @@ impl Publisher {
     /// A publisher of `lanes` lanes that makes sure of `topology` first. `name` is what an operator of the broker sees. It works on
     /// the runtime that this is called in.
     pub fn new(config: &Config, name: &str, lanes: usize, topology: &Arc<Topology>) -> Arc<Self> {
-        let started = (0..lanes.max(1)).map(|_| {
+        let started = (0..lanes.max(1)).map(|number| {
             Lane::start(
                 Link::new(config, name),
                 Arc::clone(topology),
                 config.publish_window,
+                LaneMetrics::new(name, number),
             )
         });
         Arc::new(Self {

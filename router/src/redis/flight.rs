@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use redis::{ServerError, Value};
 
+use super::link_metrics::LinkMetrics;
 use super::port::{Port, Timeouts};
 use super::script::Call;
 use super::scripts;
@@ -31,6 +32,7 @@ pub(super) struct Servers {
     pub(super) timeouts: Timeouts,
     pub(super) wait_replicas: u32,
     pub(super) wait_timeout: Duration,
+    pub(super) metrics: LinkMetrics,
 }
 
 const PAUSE: Duration = Duration::from_millis(20);
@@ -86,7 +88,8 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 impl Servers {
     /// Makes every call; answers are in the order of `calls`.
     pub(super) async fn fly(&self, way: Way, calls: &[Call]) -> Vec<Result<Value, StoreError>> {
-        let deadline = Instant::now() + self.timeouts.response;
+        let begun = Instant::now();
+        let deadline = begun + self.timeouts.response;
         let mut answers: Vec<Option<Result<Value, StoreError>>> = Vec::new();
         answers.resize_with(calls.len(), || None);
         let pending = |(index, call)| Pending {
@@ -135,10 +138,12 @@ impl Servers {
             }
         }
         let unanswered = || Err(StoreError::Unavailable("no answer".into()));
-        answers
+        let answers: Vec<_> = answers
             .into_iter()
             .map(|answer| answer.unwrap_or_else(unanswered))
-            .collect()
+            .collect();
+        self.metrics.batch(way, &answers, begun.elapsed());
+        answers
     }
 
     /// One pipeline to each server concerned.

@@ -8,6 +8,7 @@ use redis::Value;
 use super::config::{Config, Mode};
 use super::flight::{Servers, Way, follow};
 use super::lanes::Lanes;
+use super::link_metrics::LinkMetrics;
 use super::port::Timeouts;
 use super::script::Call;
 use super::topology::Topology;
@@ -33,6 +34,7 @@ impl Link {
             },
             wait_replicas: config.wait_replicas,
             wait_timeout: config.wait_timeout,
+            metrics: LinkMetrics::new(),
         });
         if config.mode == Mode::Cluster {
             tokio::spawn(follow(Arc::downgrade(&servers)));

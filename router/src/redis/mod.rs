@@ -42,6 +42,7 @@ mod jobs;
 mod keys;
 mod lanes;
 mod link;
+mod link_metrics;
 #[cfg(test)]
 mod link_tests;
 #[cfg(test)]

@@ -7,12 +7,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use metrics::Counter;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, PushInfo, PushKind, Value};
 
 use super::finder::Finder;
-use super::scripts;
+use super::{link_metrics, scripts};
 use crate::StoreError;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -94,6 +95,7 @@ pub(super) struct Port {
     state: Arc<Mutex<State>>,
     /// Whoever makes the connection.
     making: tokio::sync::Mutex<()>,
+    connects: Counter,
 }
 
 impl Port {
@@ -103,6 +105,7 @@ impl Port {
             timeouts,
             state: Arc::default(),
             making: tokio::sync::Mutex::default(),
+            connects: link_metrics::connects(),
         }
     }
 
@@ -197,6 +200,7 @@ impl Port {
         let opened = tokio::time::timeout(limit, self.open(number)).await;
         let (connection, identity) = opened.map_err(|_| "no answer to a new connection")??;
         let mut state = self.state.lock();
+        self.connects.increment(1);
         state.newest = Some(identity);
         state.live = Some((number, connection.clone()));
         if state.down.take().is_some() {
