@@ -7,6 +7,7 @@
 
 mod abuse;
 mod acl;
+mod api;
 mod auth;
 mod auth_http;
 mod auth_jwt;

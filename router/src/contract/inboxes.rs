@@ -1,4 +1,5 @@
-//! Cases of [`crate::Inboxes`]: order, pages, limits, sessions, restarts.
+//! Cases of [`crate::Inboxes`]: order, pages, sessions, restarts. Their limits are in `inbox_limits`, entries of shared subscriptions in
+//! `inbox_sharing`.
 
 use bytes::Bytes;
 use moorline_mqtt::{PublishProperties, QoS};
@@ -7,12 +8,9 @@ use super::{
     Backend, Settings, append, client, end, eventually, of_session, payloads, push, read_all,
     stored, topic,
 };
-use crate::embedded::{InboxLimits, OverflowPolicy};
-use crate::{
-    Append, Appended, EndReason, Epoch, HandedOver, Message, NodeId, Position, Share, unix_ms,
-};
+use crate::{Append, Appended, EndReason, Epoch, Message, NodeId, Position, unix_ms};
 
-/// Runs every case of this suite.
+/// Runs every case of inboxes.
 #[macro_export]
 macro_rules! inbox_contract {
     ($backend:expr) => {
@@ -25,16 +23,8 @@ macro_rules! inbox_contract {
             one_clients_inbox_is_not_anothers,
             expired_entries_are_not_read,
             what_a_session_was_sent_does_not_expire,
-            drop_oldest_makes_room,
-            drop_new_keeps_what_is_there,
             a_position_that_was_sent_is_never_another_messages,
-            reject_answers_full,
-            bytes_are_limited_as_well_as_entries,
-            a_message_larger_than_an_inbox_is_refused_whatever_the_policy,
             a_clean_start_drops_session_entries_only,
-            a_shared_entry_is_handed_over_once_and_outlives_a_clean_start,
-            a_shared_entry_stays_where_the_other_inbox_is_full,
-            a_qos_2_entry_that_may_have_been_sent_is_nobody_elses,
             ended_entries_are_gone_and_unknown_ends_do_no_harm,
             what_was_sent_may_be_sent_again,
             a_received_entry_says_so,
@@ -43,6 +33,18 @@ macro_rules! inbox_contract {
             tails_tell_what_waits,
             clients_waiting_are_listed_in_order_and_in_pages,
             an_append_tells_where_the_client_is,
+        );
+        $crate::contract_cases!($backend, inbox_limits:
+            drop_oldest_makes_room,
+            drop_new_keeps_what_is_there,
+            reject_answers_full,
+            bytes_are_limited_as_well_as_entries,
+            a_message_larger_than_an_inbox_is_refused_whatever_the_policy,
+        );
+        $crate::contract_cases!($backend, inbox_sharing:
+            a_shared_entry_is_handed_over_once_and_outlives_a_clean_start,
+            a_shared_entry_stays_where_the_other_inbox_is_full,
+            a_qos_2_entry_that_may_have_been_sent_is_nobody_elses,
         );
     };
 }
@@ -264,106 +266,6 @@ pub async fn what_a_session_was_sent_does_not_expire(backend: &mut dyn Backend) 
     assert!(read_all(&*inboxes, &device).await.entries.is_empty());
 }
 
-fn limited(entries_max: u64, bytes_max: u64, overflow: OverflowPolicy) -> Settings {
-    Settings {
-        inbox: InboxLimits {
-            entries_max,
-            bytes_max,
-            overflow,
-        },
-        ..Settings::default()
-    }
-}
-
-pub async fn drop_oldest_makes_room(backend: &mut dyn Backend) {
-    let inboxes = backend
-        .start(limited(3, 1 << 20, OverflowPolicy::DropOldest))
-        .await
-        .inboxes;
-    let device = client("device");
-    for payload in ["1", "2", "3", "4", "5"] {
-        stored(&*inboxes, &device, push(payload)).await;
-    }
-    assert_eq!(
-        payloads(&read_all(&*inboxes, &device).await),
-        ["3", "4", "5"]
-    );
-    assert_eq!(inboxes.status(&device).await.unwrap().entries, 3);
-}
-
-pub async fn drop_new_keeps_what_is_there(backend: &mut dyn Backend) {
-    let inboxes = backend
-        .start(limited(2, 1 << 20, OverflowPolicy::DropNew))
-        .await
-        .inboxes;
-    let device = client("device");
-    stored(&*inboxes, &device, push("1")).await;
-    stored(&*inboxes, &device, push("2")).await;
-    // No position: it would be another message's.
-    assert_eq!(
-        append(&*inboxes, &device, push("3")).await,
-        Appended::Dropped
-    );
-    assert_eq!(payloads(&read_all(&*inboxes, &device).await), ["1", "2"]);
-}
-
-pub async fn reject_answers_full(backend: &mut dyn Backend) {
-    let inboxes = backend
-        .start(limited(2, 1 << 20, OverflowPolicy::Reject))
-        .await
-        .inboxes;
-    let device = client("device");
-    stored(&*inboxes, &device, push("1")).await;
-    let second = stored(&*inboxes, &device, push("2")).await;
-    assert_eq!(append(&*inboxes, &device, push("3")).await, Appended::Full);
-    // Of one call, what fits is stored.
-    let other = client("other");
-    let appends = [&other, &device, &other].map(|client| Append {
-        client: client.clone(),
-        message: push("4"),
-        fingerprint: None,
-    });
-    let answers = inboxes.append(appends.into()).await.unwrap();
-    assert!(matches!(answers[0], Appended::Stored { .. }));
-    assert_eq!(answers[1], Appended::Full);
-    assert!(matches!(answers[2], Appended::Stored { .. }));
-    end(&*inboxes, &device, second, EndReason::Delivered).await;
-    stored(&*inboxes, &device, push("5")).await;
-    assert_eq!(payloads(&read_all(&*inboxes, &device).await), ["1", "5"]);
-}
-
-pub async fn bytes_are_limited_as_well_as_entries(backend: &mut dyn Backend) {
-    let inboxes = backend
-        .start(limited(100, 1_000, OverflowPolicy::DropOldest))
-        .await
-        .inboxes;
-    let device = client("device");
-    for payload in ["a", "b", "c", "d"] {
-        stored(&*inboxes, &device, push(&payload.repeat(400))).await;
-    }
-    let status = inboxes.status(&device).await.unwrap();
-    assert_eq!(status.entries, 2);
-    assert!((800..=1_000).contains(&status.bytes), "{status:?}");
-    let kept = payloads(&read_all(&*inboxes, &device).await);
-    assert_eq!(kept, ["c".repeat(400), "d".repeat(400)]);
-}
-
-pub async fn a_message_larger_than_an_inbox_is_refused_whatever_the_policy(
-    backend: &mut dyn Backend,
-) {
-    let inboxes = backend
-        .start(limited(100, 1_000, OverflowPolicy::DropOldest))
-        .await
-        .inboxes;
-    let device = client("device");
-    stored(&*inboxes, &device, push("small")).await;
-    assert_eq!(
-        append(&*inboxes, &device, push(&"x".repeat(1_001))).await,
-        Appended::Full
-    );
-    assert_eq!(payloads(&read_all(&*inboxes, &device).await), ["small"]);
-}
-
 pub async fn a_clean_start_drops_session_entries_only(backend: &mut dyn Backend) {
     let inboxes = backend.start(Settings::default()).await.inboxes;
     let device = client("device");
@@ -388,120 +290,6 @@ pub async fn a_clean_start_drops_session_entries_only(backend: &mut dyn Backend)
     );
     let next = stored(&*inboxes, &device, of_session("6")).await;
     assert!(next > last);
-}
-
-fn of_share(payload: &str, qos: QoS) -> Message {
-    let filter = "$share/g/a/#".into();
-    let retain = true;
-    Message {
-        qos,
-        share: Some(Box::new(Share {
-            filter,
-            qos: QoS::ExactlyOnce,
-            retain,
-        })),
-        ..of_session(payload)
-    }
-}
-
-fn to(name: &str, message: &Message) -> Option<Append> {
-    Some(Append {
-        client: client(name),
-        message: message.clone(),
-        fingerprint: None,
-    })
-}
-
-pub async fn a_shared_entry_is_handed_over_once_and_outlives_a_clean_start(
-    backend: &mut dyn Backend,
-) {
-    let inboxes = backend.start(Settings::default()).await.inboxes;
-    let (a, b) = (client("a"), client("b"));
-    let message = of_share("1", QoS::AtLeastOnce);
-    let first = stored(&*inboxes, &a, message.clone()).await;
-    let ordinary = stored(&*inboxes, &a, of_session("2")).await;
-    inboxes.mark_sent(&a, ordinary, &NodeId::from_text("node"), Epoch(1));
-    inboxes.end_session(&a, None).await.unwrap();
-    let inboxes = backend.restart().await.inboxes;
-    let page = read_all(&*inboxes, &a).await;
-    assert_eq!(page.entries.len(), 1);
-    assert_eq!(page.entries[0].message, message, "the share came back too");
-
-    let tries = [(); 2].map(|()| inboxes.hand_over(&a, first, to("b", &message)));
-    let [won, lost] = tries;
-    let won = won.await.unwrap();
-    assert!(
-        matches!(won, HandedOver::Moved(Appended::Stored { .. })),
-        "{won:?}"
-    );
-    assert_eq!(lost.await.unwrap(), HandedOver::Gone);
-    assert_eq!(payloads(&read_all(&*inboxes, &a).await), [""; 0]);
-    let moved = read_all(&*inboxes, &b).await;
-    assert_eq!(payloads(&moved), ["1"]);
-    assert!(!moved.entries[0].maybe_sent, "not to this client");
-
-    let position = moved.entries[0].position;
-    let taken = inboxes.hand_over(&b, position, None).await.unwrap();
-    assert_eq!(taken, HandedOver::Taken);
-    assert_eq!(
-        inboxes.hand_over(&b, position, None).await.unwrap(),
-        HandedOver::Gone
-    );
-    let ordinary = stored(&*inboxes, &b, of_session("3")).await;
-    assert_eq!(
-        inboxes.hand_over(&b, ordinary, None).await.unwrap(),
-        HandedOver::Gone,
-        "only shared entries are handed over"
-    );
-    assert_eq!(payloads(&read_all(&*inboxes, &b).await), ["3"]);
-}
-
-pub async fn a_shared_entry_stays_where_the_other_inbox_is_full(backend: &mut dyn Backend) {
-    for overflow in [OverflowPolicy::Reject, OverflowPolicy::DropNew] {
-        let inbox = InboxLimits {
-            entries_max: 1,
-            overflow,
-            ..InboxLimits::default()
-        };
-        let settings = Settings {
-            inbox,
-            ..Settings::default()
-        };
-        let inboxes = backend.start(settings).await.inboxes;
-        let a = client(&format!("a{overflow:?}"));
-        let full = format!("full{overflow:?}");
-        stored(&*inboxes, &client(&full), push("1")).await;
-        let message = of_share("2", QoS::AtLeastOnce);
-        let position = stored(&*inboxes, &a, message.clone()).await;
-        let answer = inboxes.hand_over(&a, position, to(&full, &message)).await;
-        assert!(
-            matches!(
-                answer,
-                Ok(HandedOver::Moved(Appended::Full | Appended::Dropped))
-            ),
-            "{answer:?}"
-        );
-        assert_eq!(payloads(&read_all(&*inboxes, &a).await), ["2"]);
-        assert_eq!(payloads(&read_all(&*inboxes, &client(&full)).await), ["1"]);
-    }
-}
-
-pub async fn a_qos_2_entry_that_may_have_been_sent_is_nobody_elses(backend: &mut dyn Backend) {
-    let inboxes = backend.start(Settings::default()).await.inboxes;
-    let a = client("a");
-    let message = of_share("x", QoS::ExactlyOnce);
-    let sent = stored(&*inboxes, &a, message.clone()).await;
-    let unsent = stored(&*inboxes, &a, message.clone()).await;
-    inboxes.mark_sent(&a, sent, &NodeId::from_text("node"), Epoch(1));
-    let over = inboxes
-        .hand_over(&a, sent, to("b", &message))
-        .await
-        .unwrap();
-    assert_eq!(over, HandedOver::Gone);
-    let over = inboxes.hand_over(&a, unsent, to("b", &message)).await;
-    assert!(matches!(over, Ok(HandedOver::Moved(_))), "{over:?}");
-    assert_eq!(read_all(&*inboxes, &a).await.entries.len(), 0);
-    assert_eq!(read_all(&*inboxes, &client("b")).await.entries.len(), 1);
 }
 
 pub async fn ended_entries_are_gone_and_unknown_ends_do_no_harm(backend: &mut dyn Backend) {

@@ -11,6 +11,8 @@
 )]
 
 pub mod bans;
+pub mod inbox_limits;
+pub mod inbox_sharing;
 pub mod inboxes;
 pub mod job_changes;
 pub mod job_claims;
