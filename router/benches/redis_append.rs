@@ -7,53 +7,26 @@
 #![allow(clippy::print_stdout, reason = "the report")]
 #![allow(clippy::unwrap_used, reason = "a benchmark stops at the first failure")]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+mod appending;
 
-use moorline_router::contract::{client, push};
+use std::time::Duration;
+
 use moorline_router::redis::{Config, Limits, RedisStore};
-use moorline_router::{Append, Appended, ClientId, End, EndReason, Epoch, Inboxes, NodeId};
+use moorline_router::{ClientId, End, EndReason, Epoch, Inboxes, NodeId, Position};
 use moorline_tests::servers::RedisServer;
 
-const CLIENTS: usize = 10_000;
-
-async fn caller(
-    store: Arc<RedisStore>,
-    clients: Arc<Vec<ClientId>>,
-    next: Arc<AtomicU64>,
-    until: Instant,
-    delivers: bool,
-) -> Vec<Duration> {
-    let payload = "x".repeat(200);
-    let node = NodeId::from_text("node");
-    let mut waits = Vec::new();
-    while Instant::now() < until {
-        let turn = next.fetch_add(1, Ordering::Relaxed);
-        let client = clients[usize::try_from(turn).unwrap() % CLIENTS].clone();
-        let append = Append {
-            client: client.clone(),
-            message: push(&payload),
-            fingerprint: None,
-        };
-        let began = Instant::now();
-        let answers = store.append(vec![append]).await.unwrap();
-        waits.push(began.elapsed());
-        let Appended::Stored { position, .. } = answers[0] else {
-            panic!("not stored");
-        };
-        if delivers {
-            // As a connected device would: each message is sent and acknowledged soon after.
-            store.mark_sent(&client, position, &node, Epoch(1));
-            store.end(vec![End {
-                client,
-                position,
-                reason: EndReason::Delivered,
-            }]);
-        }
-    }
-    waits
+/// As a connected device would: each message is sent and acknowledged soon after.
+fn delivered(store: &dyn Inboxes, client: &ClientId, position: Position) {
+    store.mark_sent(client, position, &NodeId::from_text("node"), Epoch(1));
+    store.end(vec![End {
+        client: client.clone(),
+        position,
+        reason: EndReason::Delivered,
+    }]);
 }
+
+/// For a device that is away.
+fn waits(_: &dyn Inboxes, _: &ClientId, _: Position) {}
 
 async fn round(callers: usize, length: Duration, url: &str, delivers: bool) {
     let config = Config {
@@ -62,33 +35,13 @@ async fn round(callers: usize, length: Duration, url: &str, delivers: bool) {
         ..Config::default()
     };
     let store = RedisStore::open(&config, Limits::default()).unwrap();
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|n| client(&format!("device-{n}")))
-        .collect();
-    let (clients, next) = (Arc::new(clients), Arc::new(AtomicU64::new(0)));
-    let began = Instant::now();
-    let tasks: Vec<_> = (0..callers)
-        .map(|_| {
-            let (store, clients, next) = (store.clone(), clients.clone(), next.clone());
-            tokio::spawn(caller(store, clients, next, began + length, delivers))
-        })
-        .collect();
-    let mut waits = Vec::new();
-    for task in tasks {
-        waits.extend(task.await.unwrap());
-    }
-    let took = began.elapsed();
+    let (what, then): (_, appending::Then) = match delivers {
+        true => ("delivered", delivered),
+        false => ("waiting  ", waits),
+    };
+    let line = appending::round(store.clone(), callers, length, then).await;
     store.flush().await;
-    waits.sort_unstable();
-    let at = |share: usize| waits[(waits.len() - 1) * share / 1_000].as_secs_f64() * 1e3;
-    println!(
-        "callers {callers:>4}  {}  appends/s {:>8.0}  wait ms p50 {:.3}  p99 {:.3}  max {:.3}",
-        if delivers { "delivered" } else { "waiting  " },
-        waits.len() as f64 / took.as_secs_f64(),
-        at(500),
-        at(990),
-        at(1_000),
-    );
+    println!("{what}  {line}");
 }
 
 fn main() {

@@ -44,6 +44,13 @@ impl ClientId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Into which of `count` equal parts the client falls: CRC-32 over the identifier, the same in every run and on every
+    /// machine. What is stored by it stays where it is: it never changes.
+    pub(crate) fn part_of(&self, count: u16) -> u16 {
+        let hash = crate::record::crc32(&[self.0.as_bytes()]);
+        u16::try_from(hash % u32::from(count.max(1))).expect("below a u16")
+    }
 }
 
 impl fmt::Display for ClientId {

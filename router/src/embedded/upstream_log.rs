@@ -9,11 +9,9 @@ use std::ops::Bound;
 use super::engine::{Engine, Lookup};
 use super::transaction::Transaction;
 use super::{Shared, keys};
-use crate::record::crc32;
 use crate::record::format::{self, QueueRecord};
 use crate::{
-    ClientId, DeadLetter, MessageId, Position, QueueName, Settlement, StoreError, UpstreamMessage,
-    unix_ms,
+    DeadLetter, MessageId, Position, QueueName, Settlement, StoreError, UpstreamMessage, unix_ms,
 };
 
 /// At most this many messages of the default queue are removed in one batch.
@@ -34,12 +32,6 @@ pub(super) struct UpstreamLog {
     default_trimmed_to: Position,
     /// Partitions written to in this batch.
     written: HashSet<(QueueName, u16)>,
-}
-
-/// The partition of a client: the same in every run.
-fn partition_of(client: &ClientId, partitions: u16) -> u16 {
-    let hash = crc32(&[client.as_str().as_bytes()]);
-    u16::try_from(hash % u32::from(partitions.max(1))).expect("below a u16")
 }
 
 fn damaged_key(key: &[u8]) -> StoreError {
@@ -164,7 +156,7 @@ impl Transaction {
     fn enqueue(&mut self, queue: &QueueName, message: &UpstreamMessage) -> Result<u64, StoreError> {
         let shared = self.shared.clone();
         let record = self.upstream.queue(queue, &shared);
-        let partition = partition_of(&message.client, record.partitions);
+        let partition = message.client.part_of(record.partitions);
         let tail = self.upstream_tail(queue, partition)?;
         let position = Position {
             sequence: tail.sequence + 1,

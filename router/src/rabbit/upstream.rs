@@ -150,9 +150,7 @@ impl RabbitUpstream {
     }
 
     fn partition_of(&self, client: &ClientId, queue: &QueueName) -> u16 {
-        let hash = crate::record::crc32(&[client.as_str().as_bytes()]);
-        let count = u32::from(self.partitions(queue).max(1));
-        u16::try_from(hash % count).expect("below a u16")
+        client.part_of(self.partitions(queue))
     }
 
     fn publish_one(

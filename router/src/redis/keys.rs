@@ -74,10 +74,9 @@ fn push_escaped(key: &mut String, name: &str) {
     }
 }
 
-/// The shard of a client: CRC-32 over its id. Part of the layout.
+/// The shard of a client. Part of the layout.
 pub(crate) fn shard_of(client: &ClientId) -> u16 {
-    let hash = crate::record::crc32(&[client.as_str().as_bytes()]);
-    u16::try_from(hash % u32::from(SHARDS)).expect("below the number of shards")
+    client.part_of(SHARDS)
 }
 
 #[cfg(test)]
