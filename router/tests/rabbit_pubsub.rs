@@ -316,6 +316,7 @@ async fn nothing_confirmed_is_missing_after_the_broker_was_killed() {
     node.filters().add("b");
     in_force(&shard).await;
     in_force(&node).await;
+    let (progress, mut going) = tokio::sync::watch::channel(0);
     let publishing = {
         let other = Arc::clone(&other);
         tokio::spawn(async move {
@@ -331,6 +332,7 @@ async fn nothing_confirmed_is_missing_after_the_broker_was_killed() {
                     let (n, published) = waiting.pop_front().unwrap();
                     published.await.unwrap();
                     confirmed.push(n);
+                    progress.send_replace(confirmed.len());
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -342,7 +344,9 @@ async fn nothing_confirmed_is_missing_after_the_broker_was_killed() {
         })
     };
     // A broker that is killed forgets what was declared in its last seconds: nobody has promised anything on that yet.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    rabbit.write_declarations().await;
+    let midst = going.wait_for(|confirmed| *confirmed > MESSAGES as usize / 4);
+    soon("a quarter of them", midst).await.unwrap();
     rabbit.restart().await;
     let mut first_seen: Vec<u32> = Vec::new();
     while first_seen.len() < MESSAGES as usize {

@@ -3,7 +3,7 @@
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use moorline_mqtt::PacketId;
@@ -29,7 +29,34 @@ struct Told {
     messages: Vec<String>,
 }
 
-async fn write(store: Arc<RedisStore>, client: ClientId, stop: Arc<AtomicBool>) -> Told {
+/// What the writers and whoever watches them share.
+#[derive(Default)]
+struct Writing {
+    stop: AtomicBool,
+    /// Messages that were confirmed, of each client.
+    confirmed: [AtomicUsize; CLIENTS],
+}
+
+impl Writing {
+    /// Waits until every writer has had this many more messages confirmed.
+    async fn go_on(&self, more: usize) {
+        let counts = || {
+            let counts = self.confirmed.iter();
+            counts
+                .map(|count| count.load(Ordering::Relaxed))
+                .collect::<Vec<_>>()
+        };
+        let before = counts();
+        eventually("every writer goes on", || async {
+            let mut pairs = counts().into_iter().zip(&before);
+            pairs.all(|(now, before)| now >= before + more)
+        })
+        .await;
+    }
+}
+
+async fn write(store: Arc<RedisStore>, number_of_client: usize, writing: Arc<Writing>) -> Told {
+    let client = client(&format!("device-{number_of_client}"));
     let node = NodeId::from_text("node");
     let mut told = Told {
         client: client.clone(),
@@ -38,7 +65,7 @@ async fn write(store: Arc<RedisStore>, client: ClientId, stop: Arc<AtomicBool>) 
         messages: Vec::new(),
     };
     let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
+    while !writing.stop.load(Ordering::Relaxed) {
         number += 1;
         // What is refused or not confirmed may be there afterwards or not.
         if let Ok(claim) = store.claim(&client, &node).await {
@@ -60,7 +87,10 @@ async fn write(store: Arc<RedisStore>, client: ClientId, stop: Arc<AtomicBool>) 
             fingerprint: None,
         };
         match store.append(vec![append]).await.as_deref() {
-            Ok([Appended::Stored { .. }]) => told.messages.push(number.to_string()),
+            Ok([Appended::Stored { .. }]) => {
+                told.messages.push(number.to_string());
+                writing.confirmed[number_of_client].fetch_add(1, Ordering::Relaxed);
+            }
             Ok(other) => panic!("not stored: {other:?}"),
             Err(_) => {}
         }
@@ -113,13 +143,10 @@ async fn check(config: &Config, told: Vec<Told>) {
 /// Runs writers, and `fail_over` in the midst of them.
 async fn survives(config: Config, fail_over: impl AsyncFnOnce()) {
     let store = open(&config);
-    let stop = Arc::new(AtomicBool::new(false));
-    let start = |n| {
-        let client = client(&format!("device-{n}"));
-        tokio::spawn(write(store.clone(), client, stop.clone()))
-    };
+    let writing = Arc::<Writing>::default();
+    let start = |n| tokio::spawn(write(store.clone(), n, writing.clone()));
     let writers: Vec<_> = (0..CLIENTS).map(start).collect();
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    writing.go_on(20).await;
     fail_over().await;
     eventually("the store works again", || async {
         let mut works = true;
@@ -132,8 +159,8 @@ async fn survives(config: Config, fail_over: impl AsyncFnOnce()) {
         works
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    stop.store(true, Ordering::Relaxed);
+    writing.go_on(20).await;
+    writing.stop.store(true, Ordering::Relaxed);
     let mut told = Vec::new();
     for writer in writers {
         told.push(writer.await.unwrap());

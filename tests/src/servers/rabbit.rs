@@ -133,6 +133,14 @@ impl RabbitServer {
         .await
     }
 
+    /// Lets it write down which queues, exchanges and bindings there are, which it otherwise does some seconds later.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn write_declarations(&self) {
+        assert_eq!(self.eval("mnesia:sync_log()").await, "ok");
+    }
+
     /// A virtual host of its own, with the usual user.
     ///
     /// # Panics
