@@ -56,7 +56,8 @@ impl Transaction {
         if before != Some(place) {
             if let Some((state, at_ms)) = before {
                 self.staged.delete(job_keys::due(state, at_ms, &job.id));
-                *self.jobs.counts.of(state) -= 1;
+                let count = self.jobs.counts.of(state);
+                *count = count.saturating_sub(1);
             }
             let key = job_keys::due(job.state, job.at_ms(), &job.id);
             self.jobs.lower_floor(&key[..2], &key);
