@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use moorline_mqtt::{PacketId, ReasonCode, Version};
+use moorline_mqtt::{Packet, PacketId, ReasonCode, Version};
 use moorline_router::{Epoch, InboxPage, MessageId, Position, StoreError};
 
 use crate::aliases::ReceivedAliases;
@@ -46,6 +46,8 @@ pub(crate) enum PendingAnswer {
     PubRec(PacketId),
     /// Any encoded packet that cannot be turned into a refusal.
     Encoded(Bytes),
+    /// SUBACK or UNSUBACK for which packets are held.
+    Subscribed(Bytes),
 }
 
 /// A QoS 2 PUBLISH from the device that it has not released.
@@ -81,6 +83,8 @@ pub(crate) struct Connection {
     pub(crate) reader: Reader,
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) received: BTreeMap<PacketId, ReceivedId>,
+    /// What came behind a SUBSCRIBE or UNSUBSCRIBE that is not in force all over the cluster yet.
+    pub(crate) held: Option<Box<VecDeque<Packet>>>,
     pub(crate) page: Option<Box<ReadingPage>>,
     /// What the device's topic aliases stand for; made with the first.
     pub(crate) aliases: Option<Box<ReceivedAliases>>,
@@ -195,6 +199,7 @@ impl Connection {
         if self.pending.len() > usize::from(self.node.config.receive_maximum)
             || self.is_recovering()
             || self.has_too_much_unrouted()
+            || self.holds_enough()
             || self.is_ignored()
         {
             return Poll::Pending;

@@ -42,6 +42,9 @@ impl Turn {
 
 impl Connection {
     pub(crate) fn on_packet(&mut self, packet: Packet, turn: &mut Turn) -> Result<(), CloseReason> {
+        let Some(packet) = self.held_back(packet) else {
+            return Ok(());
+        };
         match packet {
             Packet::Publish(publish) => self.on_publish(publish, turn),
             Packet::PubAck(ack) => self.on_puback(&ack, turn),
@@ -387,7 +390,9 @@ impl Connection {
         match answer {
             PendingAnswer::PubAck(id) => encode::puback(self.version, *id, reason, out),
             PendingAnswer::PubRec(id) => encode::pubrec(self.version, *id, reason, out),
-            PendingAnswer::Encoded(bytes) => out.extend_from_slice(bytes),
+            PendingAnswer::Encoded(bytes) | PendingAnswer::Subscribed(bytes) => {
+                out.extend_from_slice(bytes);
+            }
         }
     }
 
@@ -430,6 +435,13 @@ impl Connection {
         let mut turn = Turn::new();
         self.answer(&answer, reason, &mut turn.replies);
         self.answer_ready(&mut turn);
+        let result = match answer {
+            PendingAnswer::Subscribed(_) => {
+                self.write_replies(&mut turn);
+                self.let_go(&mut turn)
+            }
+            _ => Ok(()),
+        };
         self.finish_turn(turn);
         let last = self.pending.is_empty();
         if let Some(fences) = &mut self.fences
@@ -437,7 +449,7 @@ impl Connection {
         {
             self.fences = None;
         }
-        Ok(())
+        result
     }
 
     fn on_puback(&mut self, ack: &Ack, turn: &mut Turn) -> Result<(), CloseReason> {

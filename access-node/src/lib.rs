@@ -35,6 +35,7 @@ mod flapping;
 pub mod fuzzing;
 mod handovers;
 mod handshake;
+mod held;
 mod inbound;
 mod listener;
 mod listener_config;

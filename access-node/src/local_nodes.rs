@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use moorline_mqtt::Publish;
 use moorline_router::{
-    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId, Nodes,
-    Published, SessionView, StoreError,
+    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Displaced, Epoch, MessageId, NodeId,
+    Nodes, Published, SessionView, StoreError,
 };
 
 use crate::bans;
@@ -52,14 +52,14 @@ impl Nodes for LocalNodes {
         node: &NodeId,
         client: &ClientId,
         by: Epoch,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Displaced, StoreError> {
         if *node != self.0.id {
-            return Ok(false);
+            return Ok(Displaced::default());
         }
         match &self.0.cluster {
             Some(cluster) => connecting::displace(&self.0, cluster, client, by).await,
             // Whoever displaces a connection of the only node does so in memory.
-            None => Ok(false),
+            None => Ok(Displaced::default()),
         }
     }
 

@@ -14,7 +14,6 @@ use crate::cluster::exchange::subscriptions_in_force;
 use crate::cluster::until_stored;
 use crate::connection::{Connection, PendingAnswer};
 use crate::inbound::Turn;
-use crate::publish::Durable;
 use crate::refusal::{Refusal, reason_properties};
 use crate::retained_feed::Fed;
 use crate::session::HeldSubscription;
@@ -152,13 +151,13 @@ impl Connection {
                 node.stores.sessions.save(epoch, record)
             })
         });
-        let saved = match (&self.node.cluster, changed) {
-            (Some(_), true) => {
-                let (node, client) = (Arc::clone(&self.node), self.session.client.clone());
-                Some(Box::pin(subscriptions_in_force(node, client, saved)) as Durable)
-            }
-            _ => saved,
-        };
+        if changed && self.node.cluster.is_some() {
+            let (node, client) = (Arc::clone(&self.node), self.session.client.clone());
+            let in_force = Box::pin(subscriptions_in_force(node, client, saved));
+            self.hold();
+            self.put_in_line(Some(in_force), PendingAnswer::Subscribed(packet.freeze()));
+            return Ok(());
+        }
         match saved {
             None => turn.replies.extend_from_slice(&packet),
             Some(saved) => {

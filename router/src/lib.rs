@@ -61,7 +61,7 @@ pub use jobs::{
     JobPage, JobPatch, JobPlan, JobSettlement, JobState, Jobs, NewJob, RetryPolicy, Settled, Swept,
 };
 pub use message::{Message, Origin, Share};
-pub use nodes::{BanView, Delivery, DeliveryOutcome, Nodes, Published, SessionView};
+pub use nodes::{BanView, Delivery, DeliveryOutcome, Displaced, Nodes, Published, SessionView};
 pub use pubsub::{GroupMember, PubSub, Publication, TopicPushes};
 pub use routes::{Claim, NodeRecord, NodeState, Route, Routes, Standing};
 pub use sessions::{

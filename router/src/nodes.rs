@@ -63,6 +63,16 @@ pub struct SessionView {
     pub in_flight: usize,
 }
 
+/// What a node had of a client that has a newer connection elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Displaced {
+    /// There was a connection.
+    pub found: bool,
+    /// The device had ended its session (DISCONNECT with a Session Expiry Interval of 0), and the store refused to be told so by
+    /// the older connection.
+    pub session_over: bool,
+}
+
 /// A ban as it is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BanView {
@@ -82,13 +92,13 @@ pub trait Nodes: Send + Sync {
     async fn disconnect(&self, node: &NodeId, client: &ClientId) -> Result<bool, StoreError>;
 
     /// Closes the connection of `client` on `node` if it is older than `by`, the one that displaces it. Resolves when what
-    /// the displaced one took from the device is stored or refused; says whether there was one.
+    /// the displaced one took from the device is stored or refused.
     async fn displace(
         &self,
         node: &NodeId,
         client: &ClientId,
         by: Epoch,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<Displaced, StoreError>;
 
     /// The stored session of `client` has changed: `node`, which holds its shard, reads it again. Resolves when whatever
     /// is published from now on and matches reaches its inbox.

@@ -324,8 +324,13 @@ async fn single_calls_say_what_the_node_says() {
     let (id, car) = (node_id("a"), client("car"));
     assert!(nodes.disconnect(&id, &car).await.unwrap());
     assert!(!nodes.disconnect(&id, &client("nobody")).await.unwrap());
-    assert!(nodes.displace(&id, &car, Epoch(8)).await.unwrap());
-    assert!(!nodes.displace(&id, &car, Epoch(7)).await.unwrap());
+    for (by, found, session_over) in [(7, false, false), (8, true, false), (9, true, true)] {
+        let displaced = nodes.displace(&id, &car, Epoch(by)).await.unwrap();
+        assert_eq!(
+            (displaced.found, displaced.session_over),
+            (found, session_over)
+        );
+    }
     nodes.session_changed(&id, &car).await.unwrap();
     assert_eq!(*node.changed.lock().unwrap(), std::slice::from_ref(&car));
     let views = nodes

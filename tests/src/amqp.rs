@@ -22,8 +22,12 @@ pub async fn drain(url: &str, queue: &str) -> Vec<Value> {
         let got = channel
             .basic_get(queue.into(), BasicGetOptions::default())
             .await;
-        let Some(message) = got.unwrap_or_else(|error| panic!("{queue}: {error}")) else {
-            break;
+        let message = match got {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            // A quorum queue that is being made has no leader yet.
+            Err(error) if error.to_string().contains("noproc") => break,
+            Err(error) => panic!("{queue}: {error}"),
         };
         all.push(as_upstream(&message.properties, &message.data));
         message

@@ -100,6 +100,7 @@ pub(crate) fn launch(options: &Options, stores: &Stores, work: &Path, log: &Log)
     let config = options.config.as_deref().unwrap_or("");
     let starting: Vec<_> = roles
         .into_iter()
+        .filter(|(_, name)| *name != "node-b" || !options.one_node)
         .map(|(role, name)| {
             let mut command = command(stores, role, name, config, work);
             command.args(&options.args);

@@ -1,6 +1,7 @@
 //! The gateway: started as a user starts it, on free ports, killed and started again. One process over the embedded
 //! store, or, with `MOORLINE_TEST_FIXTURE=cluster`, several over Redis and RabbitMQ.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,8 @@ pub struct Options {
     pub bare: bool,
     /// Parts of ERROR lines that the test provokes.
     pub expected_errors: Vec<String>,
+    /// One access node also in a cluster: what is tested is a limit or a memory of each node.
+    pub one_node: bool,
 }
 
 impl Options {
@@ -56,6 +59,13 @@ impl Options {
     #[must_use]
     pub fn expecting_error(mut self, part: &str) -> Self {
         self.expected_errors.push(part.to_owned());
+        self
+    }
+
+    /// With one access node, also in a cluster.
+    #[must_use]
+    pub fn one_node(mut self) -> Self {
+        self.one_node = true;
         self
     }
 
@@ -269,12 +279,41 @@ impl Gateway {
         Api::new(self.http, Some(API_KEY))
     }
 
+    /// What `/metrics` says; in a cluster the lines of all processes, of which those of one name and labels add up.
+    pub async fn metrics(&self) -> String {
+        let mut all = Vec::new();
+        for role in &self.roles {
+            let http = role.listener("http").or_else(|| role.listener("admin"));
+            let api = Api::new(http.expect("every process has metrics"), Some(API_KEY));
+            all.push(api.get("/metrics").await.text);
+        }
+        match all.len() {
+            1 => all.remove(0),
+            _ => sum(&all),
+        }
+    }
+
     /// Everything that no rule took, once: from `GET /v1/upstream` for `consumer`, in a cluster from the default queue.
     pub async fn drain_upstream(&self, consumer: &str) -> Vec<Value> {
         match &self.stores {
             None => self.api().drain_upstream(consumer).await,
             Some(stores) => amqp::drain(&stores.rabbit.url, DEFAULT_QUEUE).await,
         }
+    }
+
+    /// So many messages that no rule took, and that nobody has drained yet.
+    ///
+    /// # Panics
+    /// When they do not come.
+    pub async fn await_upstream(&self, count: usize) -> Vec<Value> {
+        let mut all = Vec::new();
+        let began = Instant::now();
+        while all.len() < count {
+            assert!(began.elapsed() < SOON, "{count} messages upstream: {all:?}");
+            all.extend(self.drain_upstream("awaiting").await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        all
     }
 
     /// The process id; in a cluster that of the first access node.
@@ -407,6 +446,23 @@ impl Drop for Gateway {
         let errors = self.unexpected_errors();
         assert!(errors.is_empty(), "unexpected ERROR lines: {errors:#?}");
     }
+}
+
+/// The samples of several processes as if they were those of one.
+fn sum(all: &[String]) -> String {
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+    for line in all.iter().flat_map(|text| text.lines()) {
+        if let Some((series, value)) = line.rsplit_once(' ')
+            && !line.starts_with('#')
+        {
+            let value: f64 = value.parse().expect("a sample ends with a number");
+            *sums.entry(series).or_default() += value;
+        }
+    }
+    let lines = sums.into_iter();
+    lines
+        .map(|(series, value)| format!("{series} {value}\n"))
+        .collect()
 }
 
 /// Whether a line of a log says that something is wrong.

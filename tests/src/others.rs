@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
 
 use crate::gateway::{Ended, wait_with_output};
 use crate::waiting::SOON;
@@ -49,6 +50,20 @@ impl Running {
             self.lines.try_recv().ok()
         })
         .await
+    }
+
+    /// The next line of its output, if it comes so soon.
+    pub async fn line_within(&self, patience: Duration) -> Option<String> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            if let Ok(line) = self.lines.try_recv() {
+                return Some(line);
+            }
+            if tokio::time::Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Reads lines until one contains `part`.

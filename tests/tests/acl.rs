@@ -17,7 +17,7 @@ fn denied_subscribe(version: u8) -> u8 {
 }
 
 async fn denied(gateway: &Gateway, action: &str) -> f64 {
-    let text = gateway.api().get("/metrics").await.text;
+    let text = gateway.metrics().await;
     let name = format!("moorline_acl_denied_total{{action=\"{action}\"}}");
     let line = text.lines().find(|line| line.starts_with(&name));
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
@@ -197,7 +197,7 @@ fn allowing_the_rest_leaves_other_devices_alone() {
             device.disconnect().await;
         }
         assert_eq!(waiting(&gateway.api(), "car-8").await, 0);
-        let text = gateway.api().get("/metrics").await.text;
+        let text = gateway.metrics().await;
         assert!(metric(&text, "moorline_acl_denied_total") >= Some(8.0));
         gateway.finish().await;
     });

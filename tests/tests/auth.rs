@@ -45,11 +45,22 @@ pub(crate) fn users() -> (tempfile::TempDir, std::path::PathBuf) {
 
 /// A gateway that lets `ann` and `bob` in, and what else `config` says.
 pub(crate) async fn with_users(config: &str) -> (Gateway, tempfile::TempDir) {
+    let (options, folder) = options_with_users(config);
+    (Gateway::start_with(options).await, folder)
+}
+
+/// The same on one node: what it has read of the file, and remembers of passwords, is a node's own.
+async fn with_users_on_one_node(config: &str) -> (Gateway, tempfile::TempDir) {
+    let (options, folder) = options_with_users(config);
+    (Gateway::start_with(options.one_node()).await, folder)
+}
+
+fn options_with_users(config: &str) -> (Options, tempfile::TempDir) {
     let (folder, file) = users();
     let text = format!(
         "[auth]\nchain = [\"password_file\"]\n[auth.password_file]\nfile = {file:?}\n{config}"
     );
-    (Gateway::start_with(Options::config(&text)).await, folder)
+    (Options::config(&text), folder)
 }
 
 pub(crate) fn as_user(version: u8, id: &str, user: &str, password: &str) -> Connect {
@@ -111,7 +122,7 @@ fn the_password_file_decides_and_does_not_tell_who_exists() {
             };
             assert_eq!(answer(&gateway, &nameless).await, wrong);
         }
-        let text = gateway.api().get("/metrics").await.text;
+        let text = gateway.metrics().await;
         assert!(
             text.contains(
                 r#"moorline_auth_total{authenticator="password_file",result="accepted"} 2"#
@@ -130,7 +141,7 @@ fn the_password_file_decides_and_does_not_tell_who_exists() {
 fn the_file_is_read_again_when_it_changes() {
     use std::os::unix::fs::PermissionsExt as _;
     run(async {
-        let (gateway, folder) = with_users("").await;
+        let (gateway, folder) = with_users_on_one_node("").await;
         let file = folder.path().join("passwords");
         let mode = std::fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -287,7 +298,7 @@ fn mosquitto_clients_log_in() {
 fn a_storm_of_known_devices_is_not_hashed_again() {
     run(async {
         let config = "hashing_max = 1\nwaiting_max = 1000\n";
-        let (gateway, _folder) = with_users(config).await;
+        let (gateway, _folder) = with_users_on_one_node(config).await;
         assert_eq!(answer(&gateway, &ann(V5, "first")).await, 0);
         let started = std::time::Instant::now();
         let mut storm = tokio::task::JoinSet::new();
@@ -312,7 +323,7 @@ fn a_storm_of_known_devices_is_not_hashed_again() {
 fn a_flood_of_wrong_passwords_is_bounded() {
     run(async {
         let config = "hashing_max = 2\nwaiting_max = 20\n";
-        let (gateway, _folder) = with_users(config).await;
+        let (gateway, _folder) = with_users_on_one_node(config).await;
         let mut known = Device::connect(gateway.mqtt(), ann(V5, "known")).await;
         let before = gateway.rss_bytes();
         let mut flood = tokio::task::JoinSet::new();
@@ -364,7 +375,7 @@ fn anonymous_devices_on_loopback_are_let_in_and_denied_nothing() {
             let code = device.publish(Publish::new("d/other/push", 1, "x")).await;
             assert!(code < 0x80);
         }
-        let text = gateway.api().get("/metrics").await.text;
+        let text = gateway.metrics().await;
         assert_eq!(
             metric(&text, "moorline_acl_denied_total").unwrap_or(0.0),
             0.0

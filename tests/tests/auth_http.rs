@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use crate::auth::{ann, answer, as_user, bad_credentials, not_authorized, users};
 use crate::support::{VERSIONS, run};
 
+/// On one node: what it remembers of answers is a node's own.
 async fn gateway(url: &str, more: &str) -> Gateway {
     let config = format!("[auth]\nchain = [\"http\"]\n[auth.http]\nurl = \"{url}\"\n{more}");
-    Gateway::start_with(Options::config(&config)).await
+    Gateway::start_with(Options::config(&config).one_node()).await
 }
 
 fn question(call: &Call) -> Value {

@@ -84,7 +84,10 @@ async fn gateway(jwt: &str) -> (Gateway, tempfile::TempDir) {
     })
     .collect();
     let config = format!("[auth]\nchain = [\"jwt\"]\n[auth.jwt]\n{jwt}\n{keys}");
-    (Gateway::start_with(Options::config(&config)).await, folder)
+    (
+        Gateway::start_with(Options::config(&config).one_node()).await,
+        folder,
+    )
 }
 
 #[test]
@@ -315,7 +318,7 @@ fn keys_are_fetched_and_change_and_stay_when_the_url_is_down() {
             "[auth]\nchain = [\"jwt\"]\n[auth.jwt]\njwks_url = \"{}\"\n",
             backend.url("/keys")
         );
-        let gateway = Gateway::start_with(Options::config(&config)).await;
+        let gateway = Gateway::start_with(Options::config(&config).one_node()).await;
         let claims = claims(&json!({}));
         let one = signed(
             Algorithm::ES256,

@@ -13,6 +13,27 @@ const LIST: &[(&str, &str)] = &[
         "migrate::",
         "begins on one machine and ends on a cluster of its own",
     ),
+    ("upstream::a_long_poll", QUEUE),
+    ("upstream::consumers_have_a_cursor", QUEUE),
+    ("upstream::messages_are_read_in_order", QUEUE),
+    ("upstream::server_sent_events", QUEUE),
+    ("upstream::the_cursor_of_a_page", QUEUE),
+    (
+        "upstream::what_follows_a_refused_publish",
+        "fills the spool of the one process; `rabbit_publisher` has the same of a full queue",
+    ),
+    (
+        "operations::sigterm_answers_long_polls",
+        "long polls are those of `GET /v1/upstream`",
+    ),
+    (
+        "model::",
+        "takes PINGRESP for the end of a step, and wills to come with the restart instead of the end of a lease",
+    ),
+    (
+        "limits::the_number_of_sessions_is_bounded",
+        "a node of several holds no session of a device that is away; `maxmemory` of Redis bounds those",
+    ),
     ("servers::", "the servers themselves; no gateway takes part"),
     ("late_stores::", "a cluster of its own in any case"),
     ("cluster::", "a cluster of its own in any case"),
@@ -23,6 +44,11 @@ const LIST: &[(&str, &str)] = &[
         GROUP_QUEUE,
     ),
     ("shared::members_take_turns", TURNS),
+    (
+        "shared_faults::persistent_members_get_every_acknowledged_qos_1",
+        "a node that is killed between inbox and broker has a message go to a second member, under its id (docs/guarantees.md)",
+    ),
+    ("shared::groups_and_ordinary_subscriptions", TURNS),
     ("shared::mosquitto_subscribers_share", TURNS),
     ("shared::a_member_without_room_is_left_out", TURNS),
     (
@@ -31,6 +57,8 @@ const LIST: &[(&str, &str)] = &[
     ),
 ];
 
+/// Consumers read it by AMQP, as `docs/amqp.md` shows.
+const QUEUE: &str = "what no rule takes waits in a queue of RabbitMQ, and is not read over HTTP";
 /// What is true there instead is shown by `cluster::subscribers`.
 const GROUP_QUEUE: &str =
     "what no connected member takes waits in the queue of the group, not in somebody's inbox";

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use moorline_tests::device::Device;
 use moorline_tests::others::{Running, mosquitto, python, run as run_program};
-use moorline_tests::{API_KEY, Gateway, eventually, soon};
+use moorline_tests::wire::{Publish, V5};
+use moorline_tests::{API_KEY, Gateway, soon};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
-use serde_json::json;
 
 use crate::support::{await_state, run};
 
@@ -49,11 +50,8 @@ fn rumqttc_3_1_1_subscribes_publishes_and_gets_pushes() {
         let id = pushed.unwrap();
         let polling = tokio::spawn(async move { while events.poll().await.is_ok() {} });
         await_state(&api, &id, "delivered").await;
-        eventually(Duration::from_secs(20), "the upstream message", || async {
-            let page = api.get("/v1/upstream?consumer=x&wait=0s").await.expect(200);
-            (page["messages"][0]["payload"] == "upstream").then_some(())
-        })
-        .await;
+        let upstream = gateway.await_upstream(1).await;
+        assert_eq!(upstream[0]["payload"], "upstream");
         polling.abort();
         gateway.finish().await;
     });
@@ -120,15 +118,19 @@ fn mosquitto_clients_talk_to_each_other_in_every_version_and_qos() {
                         "-V", version, "-q", qos, "-t", "m/+/#", "-t", "ready", "-v", "-i", "sub",
                     ],
                 ));
-                eventually(Duration::from_secs(20), "it is online", || async {
-                    let body = gateway.api().get("/v1/clients/sub").await.json();
-                    (body["subscriptions"] == json!(2)
-                        || body["subscriptions"]
-                            .as_array()
-                            .is_some_and(|list| list.len() == 2))
-                    .then_some(())
-                })
-                .await;
+                // It does not say when it has its SUBACK.
+                let mut asker = Device::clean(gateway.mqtt(), V5, "asker").await;
+                let mut line = None;
+                for round in 0..200 {
+                    asker.publish(Publish::new("ready", 1, "?")).await;
+                    line = subscriber.line_within(Duration::from_millis(100)).await;
+                    if line.is_some() {
+                        assert_eq!(line.as_deref(), Some("ready ?"), "{round}");
+                        break;
+                    }
+                }
+                assert!(line.is_some(), "it never had a subscription");
+                asker.disconnect().await;
                 let done = run_program(mosquitto(
                     "mosquitto_pub",
                     gateway.mqtt(),
@@ -136,7 +138,11 @@ fn mosquitto_clients_talk_to_each_other_in_every_version_and_qos() {
                 ))
                 .await;
                 assert!(done.status.success(), "{done:?}");
-                assert_eq!(subscriber.line().await, format!("{topic} hello world"));
+                let mut line = subscriber.line().await;
+                while line == "ready ?" {
+                    line = subscriber.line().await;
+                }
+                assert_eq!(line, format!("{topic} hello world"));
                 let id = gateway.api().push_text("sub", "pushed").await;
                 assert_eq!(subscriber.line().await, "d/sub/push pushed");
                 // Before it is ended: else the next one of that id gets the push once more.
@@ -184,6 +190,12 @@ async fn paho(gateway: &Gateway, transport: &str, version: &str) {
     let done = run_program(command).await;
     assert!(done.status.success(), "{}\n{}", done.stdout, done.stderr);
     assert!(done.stdout.ends_with("all passed\n"), "{}", done.stdout);
+    let upstream = gateway.await_upstream(3).await;
+    let payloads: Vec<_> = upstream.iter().map(|one| &one["payload"]).collect();
+    assert_eq!(
+        payloads,
+        ["to the backend 0", "to the backend 1", "to the backend 2"]
+    );
 }
 
 #[test]

@@ -77,8 +77,8 @@ async fn accepted(gateway: &Gateway, connect: &Connect) -> Device {
 }
 
 /// How many connections were refused for `reason`.
-async fn refused(api: &Api, reason: &str) -> u64 {
-    let text = api.get("/metrics").await.text;
+async fn refused(gateway: &Gateway, reason: &str) -> u64 {
+    let text = gateway.metrics().await;
     let label = format!("reason=\"{reason}\"");
     let line = text.lines().find(|line| {
         line.starts_with("moorline_mqtt_connections_refused_total{") && line.contains(&label)
@@ -96,7 +96,8 @@ async fn ban(api: &Api, target: &str, body: &Value) {
 #[test]
 fn no_more_devices_than_the_maximum_are_connected() {
     run(async {
-        let gateway = Gateway::start_with(Options::config("[mqtt]\nconnections_max = 3\n")).await;
+        let gateway =
+            Gateway::start_with(Options::config("[mqtt]\nconnections_max = 3\n").one_node()).await;
         let mut held = Vec::new();
         for number in 0..3 {
             held.push(Device::clean(gateway.mqtt(), V5, &format!("d{number}")).await);
@@ -106,7 +107,7 @@ fn no_more_devices_than_the_maximum_are_connected() {
         for device in &mut held {
             device.ping().await;
         }
-        assert_eq!(refused(&gateway.api(), "connections_max").await, 1);
+        assert_eq!(refused(&gateway, "connections_max").await, 1);
         held.pop().unwrap().disconnect().await;
         accepted(&gateway, &further).await.ping().await;
         gateway.finish().await;
@@ -117,11 +118,10 @@ fn no_more_devices_than_the_maximum_are_connected() {
 fn silent_connections_do_not_keep_devices_out_for_longer_than_the_handshake_timeout() {
     run(async {
         let config = "[mqtt]\nhalf_open_max = 5\nhandshake_timeout = \"1s\"\n";
-        let gateway = Gateway::start_with(Options::config(config)).await;
+        let gateway = Gateway::start_with(Options::config(config).one_node()).await;
         let mut before = Device::clean(gateway.mqtt(), V5, "before").await;
         let mut silent = Vec::new();
-        let api = gateway.api();
-        while refused(&api, "half_open_max").await == 0 {
+        while refused(&gateway, "half_open_max").await == 0 {
             assert!(silent.len() < 1_000, "nothing is refused");
             silent.push(TcpStream::connect(gateway.mqtt()).await.unwrap());
             tokio::task::yield_now().await;
@@ -133,7 +133,7 @@ fn silent_connections_do_not_keep_devices_out_for_longer_than_the_handshake_time
             .await
             .ping()
             .await;
-        assert!(refused(&api, "handshake_timeout").await > 0);
+        assert!(refused(&gateway, "handshake_timeout").await > 0);
         gateway.finish().await;
     });
 }
@@ -142,10 +142,9 @@ fn silent_connections_do_not_keep_devices_out_for_longer_than_the_handshake_time
 fn silent_connections_of_one_address_keep_no_other_out() {
     run(async {
         let config = "[mqtt]\nhandshake_timeout = \"60s\"\nper_address = { half_open_max = 3, exempt = [] }\n";
-        let gateway = Gateway::start_with(Options::config(config)).await;
-        let api = gateway.api();
+        let gateway = Gateway::start_with(Options::config(config).one_node()).await;
         let mut silent = Vec::new();
-        while refused(&api, "address_half_open_max").await == 0 {
+        while refused(&gateway, "address_half_open_max").await == 0 {
             assert!(silent.len() < 1_000, "nothing is refused");
             silent.push(stream_from("127.0.0.2", gateway.mqtt()).await.unwrap());
         }
@@ -162,7 +161,7 @@ fn silent_connections_of_one_address_keep_no_other_out() {
 fn more_connects_in_a_second_than_declared_are_closed_at_once() {
     run(async {
         let config = "[mqtt]\nper_address = { connects_per_second = 5, exempt = [] }\n";
-        let gateway = Gateway::start_with(Options::config(config)).await;
+        let gateway = Gateway::start_with(Options::config(config).one_node()).await;
         let mut codes = Vec::new();
         for number in 0..50 {
             let connect = Connect::new(V5, &format!("d{number}"));
@@ -172,7 +171,7 @@ fn more_connects_in_a_second_than_declared_are_closed_at_once() {
         let let_in = codes.iter().filter(|code| **code == Some(0)).count();
         assert!(let_in >= 5, "{codes:?}");
         assert!(codes.contains(&None), "{codes:?}");
-        let counted = refused(&gateway.api(), "address_connects_per_second").await;
+        let counted = refused(&gateway, "address_connects_per_second").await;
         assert_eq!(counted, 50 - let_in as u64);
         let other = stream_from("127.0.0.3", gateway.mqtt()).await;
         let other = attempt_on(other, &Connect::new(V5, "other")).await;
@@ -186,7 +185,7 @@ fn a_listener_has_limits_of_its_own_beside_those_of_all() {
     run(async {
         let config = "[mqtt]\nconnections_max = 3\n\n[[listeners]]\nname = \"small\"\nprotocol = \"mqtt\"\n\
                       address = \"127.0.0.1:0\"\nconnections_max = 1\n";
-        let gateway = Gateway::start_with(Options::config(config)).await;
+        let gateway = Gateway::start_with(Options::config(config).one_node()).await;
         let small = gateway.further[0];
         let on_small = async |id: &str| {
             attempt_on(TcpStream::connect(small).await, &Connect::new(V5, id)).await
@@ -263,7 +262,7 @@ fn or_a_device_that_sends_too_fast_is_told_so_and_disconnected() {
         fast.send(&wire::PINGREQ.repeat(1_000)).await.unwrap();
         assert_eq!(fast.await_close(SOON).await, Some(0x96));
         calm.ping().await;
-        let text = gateway.api().get("/metrics").await.text;
+        let text = gateway.metrics().await;
         assert!(
             text.contains("moorline_mqtt_disconnects_total{reason=\"rate_exceeded\"} 1"),
             "{text}"
@@ -296,7 +295,7 @@ fn the_number_of_sessions_is_bounded() {
             .disconnect()
             .await;
         accepted(&gateway, &further(V5)).await.ping().await;
-        assert_eq!(refused(&gateway.api(), "sessions_max").await, 2);
+        assert_eq!(refused(&gateway, "sessions_max").await, 2);
         gateway.finish().await;
     });
 }
@@ -306,7 +305,7 @@ fn a_client_that_comes_and_goes_without_end_is_banned_for_a_while() {
     run(async {
         let config = "[mqtt]\nper_address = { exempt = [] }\n\
                       flapping = { client_connects = 5, window = \"60s\", ban = \"3s\" }\n";
-        let gateway = Gateway::start_with(Options::config(config)).await;
+        let gateway = Gateway::start_with(Options::config(config).one_node()).await;
         let flapping = Connect::new(V5, "flapping");
         for _ in 0..5 {
             Device::connect(gateway.mqtt(), flapping.clone())
@@ -361,7 +360,7 @@ fn an_address_that_connects_without_end_is_banned_and_no_other() {
     run(async {
         let config = "[mqtt]\nper_address = { exempt = [] }\n\
                       flapping = { client_connects = 0, address_connects = 10, window = \"60s\", ban = \"60s\" }\n";
-        let gateway = Gateway::start_with(Options::config(config)).await;
+        let gateway = Gateway::start_with(Options::config(config).one_node()).await;
         let connect = Connect::new(V5, "d");
         for _ in 0..30 {
             // Nothing is said: it need not come to a session to be counted.
@@ -427,7 +426,7 @@ fn a_banned_network_is_disconnected_and_refused_at_the_door() {
         assert_eq!(bad.await_close(SOON).await, Some(ADMINISTRATIVE_ACTION));
         good.ping().await;
         assert_eq!(from("127.9.0.1", "bad").await.code(), None);
-        assert!(refused(&api, "banned").await > 0);
+        assert!(refused(&gateway, "banned").await > 0);
         assert_eq!(from("127.8.0.1", "other").await.code(), Some(0));
         // A ban that is not exactly that one is not lifted by it.
         api.delete("/v1/bans/address/127.9.9.9").await.problem(404);
@@ -482,14 +481,13 @@ fn a_banned_user_is_disconnected_whatever_the_client_id() {
 fn a_flood_of_refusals_is_no_flood_of_log_lines() {
     run(async {
         let config = "[mqtt]\nconnections_max = 1\n";
-        let gateway = Gateway::start_with(Options::config(config)).await;
+        let gateway = Gateway::start_with(Options::config(config).one_node()).await;
         let _only = Device::clean(gateway.mqtt(), V5, "only").await;
         for _ in 0..500 {
             drop(TcpStream::connect(gateway.mqtt()).await);
         }
-        let api = gateway.api();
         eventually(SOON, "all are refused", || async {
-            (refused(&api, "connections_max").await == 500).then_some(())
+            (refused(&gateway, "connections_max").await == 500).then_some(())
         })
         .await;
         let log = gateway.log();

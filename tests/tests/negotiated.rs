@@ -246,7 +246,7 @@ fn a_filter_that_matches_one_of_very_many_retained_messages_gets_it() {
 fn what_cannot_be_retained_any_more_is_refused_to_who_can_be_told() {
     run(async {
         let config = "[mqtt]\nretained_messages_max = 2\n";
-        let gateway = Gateway::start_with(Options::config(config)).await;
+        let gateway = Gateway::start_with(Options::config(config).one_node()).await;
         let mut watcher = Device::clean(gateway.mqtt(), V5, "watcher").await;
         watcher.subscribe("k/#", 1).await;
         let mut device = Device::clean(gateway.mqtt(), V5, "device").await;
@@ -278,7 +278,7 @@ fn what_cannot_be_retained_any_more_is_refused_to_who_can_be_told() {
             device.publish(Publish::new("k/3", 1, "x").retained()).await,
             0
         );
-        let metrics = gateway.api().get("/metrics").await.text;
+        let metrics = gateway.metrics().await;
         let dropped = metrics
             .lines()
             .find(|line| line.contains("not_retained"))
@@ -440,7 +440,7 @@ fn a_slow_reader_without_a_session_keeps_what_the_policy_says() {
             let config = format!(
                 "[mqtt]\nin_flight_max = 2\nqueued_messages_max = 3\nqueued_overflow = \"{policy}\"\n"
             );
-            let gateway = Gateway::start_with(Options::config(&config)).await;
+            let gateway = Gateway::start_with(Options::config(&config).one_node()).await;
             let mut slow = Device::clean(gateway.mqtt(), V5, "slow").await;
             slow.subscribe("news", 1).await;
             let mut publisher = Device::clean(gateway.mqtt(), V5, "pub").await;
@@ -453,9 +453,8 @@ fn a_slow_reader_without_a_session_keeps_what_the_policy_says() {
                 assert_eq!(slow.take().await.text(), n.to_string(), "{policy}");
             }
             slow.has_nothing().await;
-            let api = gateway.api();
             eventually(SOON, "the drops are counted", || async {
-                let text = api.get("/metrics").await.text;
+                let text = gateway.metrics().await;
                 let dropped = metric(&text, "moorline_mqtt_messages_dropped_total")?;
                 (dropped >= 5.0).then_some(())
             })

@@ -28,7 +28,7 @@ fn health_readiness_and_metrics_are_served() {
         car.take().await;
         await_state(&api, &id, "delivered").await;
         car.publish(Publish::new("up/x", 1, "y")).await;
-        let text = api.get("/metrics").await.text;
+        let text = gateway.metrics().await;
         assert_eq!(
             metric(&text, "moorline_mqtt_connections"),
             Some(1.0),
@@ -227,8 +227,8 @@ fn logs_are_json_when_asked_for() {
         let lines: Vec<String> = gateway
             .log()
             .iter()
-            .filter_map(|line| line.strip_prefix("log: "))
-            .map(str::to_owned)
+            .filter_map(|line| line.split_once("log: "))
+            .map(|(_, line)| line.to_owned())
             .collect();
         assert!(!lines.is_empty());
         for line in &lines {
@@ -277,16 +277,7 @@ fn the_terminal_device_prints_pushes_and_sends_lines_upstream() {
         let mut input = terminal.stdin();
         writeln!(input, "first line").unwrap();
         writeln!(input, "second line").unwrap();
-        let messages = eventually(SOON, "both lines upstream", || async {
-            let page = gateway
-                .api()
-                .get("/v1/upstream?consumer=x&wait=0s")
-                .await
-                .expect(200);
-            let messages = page["messages"].as_array()?.clone();
-            (messages.len() == 2).then_some(messages)
-        })
-        .await;
+        let messages = gateway.await_upstream(2).await;
         assert_eq!(messages[0]["payload"], "first line");
         assert_eq!(messages[1]["payload"], "second line");
         assert_eq!(messages[0]["topic"], "up/phone-1");

@@ -134,7 +134,7 @@ fn a_message_that_no_member_takes_is_not_offered_to_all_of_a_large_group() {
         publisher
             .publish(Publish::new("job/x", 1, vec![b'x'; 100]))
             .await;
-        let text = gateway.api().get("/metrics").await.text;
+        let text = gateway.metrics().await;
         let line = text
             .lines()
             .find(|line| line.contains("larger_than_maximum_packet_size"))

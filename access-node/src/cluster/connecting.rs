@@ -14,7 +14,7 @@ use ahash::RandomState;
 use dashmap::DashMap;
 use moorline_mqtt::Connect;
 use moorline_router::{
-    Claim, ClientId, Epoch, Nodes, SessionRecord, StoreError, TimerKind, unix_ms,
+    Claim, ClientId, Displaced, Epoch, Nodes, SessionRecord, StoreError, TimerKind, unix_ms,
 };
 
 use super::departure::{self, Departure, WillFate};
@@ -109,7 +109,7 @@ pub(crate) async fn take_session(
     claim: &Claim,
     expiry_interval_s: u32,
 ) -> Result<(Arc<Session>, bool), StoreError> {
-    close_here(node, client).await?;
+    let mut session_over = close_here(node, client).await?;
     if let Some(previous) = claim
         .previous
         .as_ref()
@@ -118,7 +118,7 @@ pub(crate) async fn take_session(
         let peers = Peers::of(node);
         let displaced = peers.displace(&previous.node, client, claim.epoch);
         match tokio::time::timeout(DISPLACE_TIMEOUT, displaced).await {
-            Ok(Ok(_)) => {}
+            Ok(Ok(displaced)) => session_over |= displaced.session_over,
             Ok(Err(error)) => {
                 tracing::debug!(%client, node = %previous.node, %error, "previous node passed by");
             }
@@ -131,7 +131,7 @@ pub(crate) async fn take_session(
     let (record, will) = tokio::join!(sessions.load(client), sessions.will(client));
     let (record, will) = (record?, will?);
     let resumed = match &record {
-        Some(record) if !connect.clean_start && !is_over(record) => Some(record),
+        Some(record) if !connect.clean_start && !session_over && !is_over(record) => Some(record),
         _ => None,
     };
     if let Some(stored) = will.filter(|stored| stored.epoch < claim.epoch) {
@@ -175,15 +175,15 @@ fn is_over(record: &SessionRecord) -> bool {
     }
 }
 
-/// Closes the connection that this node has of `client`, and forgets its session.
-async fn close_here(node: &Arc<Node>, client: &ClientId) -> Result<(), StoreError> {
+/// Closes the connection that this node has of `client`, and forgets its session; says whether the device had ended that.
+async fn close_here(node: &Arc<Node>, client: &ClientId) -> Result<bool, StoreError> {
     let Some(session) = node.session(client) else {
-        return Ok(());
+        return Ok(false);
     };
     close_session(node, &session).await
 }
 
-async fn close_session(node: &Arc<Node>, session: &Arc<Session>) -> Result<(), StoreError> {
+async fn close_session(node: &Arc<Node>, session: &Arc<Session>) -> Result<bool, StoreError> {
     let (settled, closed) = {
         let mut state = session.lock();
         let settled = node.handovers.await_settled(&session.client, &state);
@@ -196,7 +196,9 @@ async fn close_session(node: &Arc<Node>, session: &Arc<Session>) -> Result<(), S
         node.metrics.closed(CloseReason::TakenOver);
     }
     settled.wait(SETTLED_TIMEOUT).await;
-    forget(node, session).await
+    let session_over = session.lock().expiry_interval_s == 0;
+    forget(node, session).await?;
+    Ok(session_over)
 }
 
 /// Drops the session from the node's memory: the stores have what goes on.
@@ -219,13 +221,13 @@ pub(crate) async fn forget(node: &Arc<Node>, session: &Arc<Session>) -> Result<(
 }
 
 /// A connect on another node, with the epoch `by`, displaces what this node has of `client`. Resolves when that has
-/// ended here; says whether there was a connection.
+/// ended here.
 pub(crate) async fn displace(
     node: &Arc<Node>,
     cluster: &Membership,
     client: &ClientId,
     by: Epoch,
-) -> Result<bool, StoreError> {
+) -> Result<Displaced, StoreError> {
     // Before the connection is looked for: a connect that is about to have one looks at this afterwards.
     cluster.connecting.displaced(client, by);
     let session = node.session(client).filter(|session| {
@@ -233,12 +235,16 @@ pub(crate) async fn displace(
         state.link.as_ref().is_some_and(|link| link.epoch < by)
     });
     let found = session.is_some();
-    if let Some(session) = session {
-        close_session(node, &session).await?;
-    }
-    cluster.departures.over(client).await;
-    departure::finish(node, cluster, client).await?;
-    Ok(found)
+    let mut session_over = match session {
+        Some(session) => close_session(node, &session).await?,
+        None => false,
+    };
+    session_over |= cluster.departures.over(client).await;
+    session_over |= departure::finish(node, cluster, client).await?;
+    Ok(Displaced {
+        found,
+        session_over,
+    })
 }
 
 /// Undoes a connect that has failed behind its claim.

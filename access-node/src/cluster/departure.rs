@@ -64,9 +64,26 @@ pub(crate) struct Departure {
 /// Departures on their way, and those that the store did not take.
 #[derive(Debug, Default)]
 pub(crate) struct Departures {
-    /// By client, with whoever waits for the end.
-    running: Mutex<BTreeMap<ClientId, Vec<oneshot::Sender<()>>>>,
+    /// By client.
+    running: Mutex<BTreeMap<ClientId, UnderWay>>,
     unfinished: Mutex<BTreeMap<ClientId, Unfinished>>,
+}
+
+/// What others want of a departure on its way.
+#[derive(Debug, Default)]
+struct UnderWay {
+    /// See [`Departure::ends_session`].
+    ends_session: bool,
+    /// Whoever waits for the end.
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+impl Departure {
+    /// The device has ended its session. The store refuses to be told so once there is a newer connection.
+    fn ends_session(&self) -> bool {
+        let record = self.record.as_ref();
+        record.is_some_and(|record| record.expiry_interval_s == 0)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -90,22 +107,25 @@ impl Drop for Running<'_> {
 }
 
 impl Departures {
-    fn begin<'a>(&'a self, client: &'a ClientId) -> Running<'a> {
-        self.running.lock().entry(client.clone()).or_default();
+    fn begin<'a>(&'a self, client: &'a ClientId, ends_session: bool) -> Running<'a> {
+        let mut running = self.running.lock();
+        running.entry(client.clone()).or_default().ends_session |= ends_session;
         Running { of: self, client }
     }
 
-    /// Waits until nothing of an earlier connection of `client` is on its way.
-    pub(crate) async fn over(&self, client: &ClientId) {
-        let over = self.running.lock().get_mut(client).map(|waiting| {
+    /// Waits until nothing of an earlier connection of `client` is on its way; says whether that ended its session.
+    pub(crate) async fn over(&self, client: &ClientId) -> bool {
+        let over = self.running.lock().get_mut(client).map(|under_way| {
             let (sender, receiver) = oneshot::channel();
-            waiting.push(sender);
-            receiver
+            under_way.waiting.push(sender);
+            (receiver, under_way.ends_session)
         });
-        if let Some(over) = over {
-            // An error says that the sender is gone, which is the signal.
-            let _ = over.await;
-        }
+        let Some((over, ends_session)) = over else {
+            return false;
+        };
+        // An error says that the sender is gone, which is the signal.
+        let _ = over.await;
+        ends_session
     }
 
     fn put_off(&self, mut departure: Departure) {
@@ -140,7 +160,7 @@ impl Departures {
 /// Carries `departure` out, or keeps it until the store takes it.
 pub(crate) async fn depart(node: &Arc<Node>, cluster: &Membership, departure: Departure) {
     let client = departure.client.clone();
-    let _running = cluster.departures.begin(&client);
+    let _running = cluster.departures.begin(&client, departure.ends_session());
     let done = carry_out(node, cluster, &departure).await;
     if let Err(error) = cluster.link.note(done) {
         tracing::debug!(%client, %error, "end of connection not stored, trying again");
@@ -251,18 +271,20 @@ pub(crate) fn publish_will_later(node: &Arc<Node>, client: &ClientId, epoch: Epo
     });
 }
 
-/// Finishes what is unfinished of `client`; nothing to do for nearly everybody.
+/// Finishes what is unfinished of `client`; nothing to do for nearly everybody. Says whether that ended its session.
 pub(crate) async fn finish(
     node: &Arc<Node>,
     cluster: &Membership,
     client: &ClientId,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let Some(unfinished) = cluster.departures.take(client) else {
-        return Ok(());
+        return Ok(false);
     };
     let done = match &unfinished {
-        Unfinished::Known(departure) => carry_out(node, cluster, departure).await,
-        Unfinished::Claim => drop_claim(node, cluster, client).await,
+        Unfinished::Known(departure) => carry_out(node, cluster, departure)
+            .await
+            .map(|()| departure.ends_session()),
+        Unfinished::Claim => drop_claim(node, cluster, client).await.map(|()| false),
     };
     if done.is_err() {
         cluster.departures.put_back(client, unfinished);
@@ -306,7 +328,7 @@ pub(crate) async fn finish_some(node: &Arc<Node>, cluster: &Membership) -> usize
         .for_each_concurrent(AT_ONCE, |client| async move {
             // Nobody connects as this client meanwhile.
             let _owning = node.owning(&client).await;
-            let _running = cluster.departures.begin(&client);
+            let _running = cluster.departures.begin(&client, false);
             let done = finish(node, cluster, &client).await;
             if let Err(error) = cluster.link.note(done) {
                 tracing::debug!(%client, %error, "end of connection not stored, trying again");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use moorline_mqtt::Publish;
 use moorline_router::{
-    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId, Nodes,
-    Published, SessionView, StoreError,
+    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Displaced, Epoch, MessageId, NodeId,
+    Nodes, Published, SessionView, StoreError,
 };
 
 use crate::local_nodes::LocalNodes;
@@ -56,7 +56,7 @@ impl Nodes for Peers {
         node: &NodeId,
         client: &ClientId,
         by: Epoch,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Displaced, StoreError> {
         match self.elsewhere(node) {
             Some(others) => others.displace(node, client, by).await,
             None => self.here().displace(node, client, by).await,

@@ -15,7 +15,10 @@ use crate::aliases::SentAliases;
 use crate::auth::Known;
 use crate::auth::identity::Identity;
 use crate::close_reason::{CloseReason, Refusal};
-use crate::cluster::connecting::{self, UnderWay};
+use crate::cluster::{
+    self,
+    connecting::{self, UnderWay},
+};
 use crate::connack::Granted;
 use crate::connection::{Connection, ReceivedId};
 use crate::ending;
@@ -217,12 +220,17 @@ async fn begin_owned(
     let connect = &asked.connect;
     let (session, session_present) =
         take_session(node, client, connect, claim, granted.expiry_interval_s).await?;
+    let mut lost_some = false;
     if !session_present {
         forget_deliveries(node, client, epoch).await?;
     } else if let Some(identity) = &asked.identity {
-        drop_denied(node, &session, identity);
+        lost_some = drop_denied(node, &session, identity);
     }
     save(node, &session, connect, epoch).await?;
+    if lost_some {
+        // Before the device is let in: whoever matches for this session must not go on with what is denied.
+        cluster::session_changed(node, client).await?;
+    }
     // Behind that write, so that what the connection before has noted is seen.
     let received = load_received(node, &session, session_present).await?;
     let attach = || attach(node, &session, &asked, granted, epoch, session_present);
@@ -250,6 +258,7 @@ async fn begin_owned(
         feeding: true,
         fences: None,
         unrouted: None,
+        held: None,
         meter: node.device_rates.meter(),
         may_flap: !exempt,
     })
@@ -318,8 +327,8 @@ fn take_over(state: &mut crate::session::State) -> Option<Link> {
     state.detach()
 }
 
-/// Ends what the resumed session is subscribed to and this device may not have (any more).
-fn drop_denied(node: &Node, session: &Arc<Session>, identity: &Identity) {
+/// Ends what the resumed session is subscribed to and this device may not have (any more); says whether there was any.
+fn drop_denied(node: &Node, session: &Arc<Session>, identity: &Identity) -> bool {
     let may = |held: &HeldSubscription| {
         let filter = TopicFilter::parse(held.filter.as_ref().into());
         filter.is_ok_and(|filter| identity.may_subscribe(&filter))
@@ -336,11 +345,13 @@ fn drop_denied(node: &Node, session: &Arc<Session>, identity: &Identity) {
         }
         denied
     };
+    let some = !denied.is_empty();
     for held in denied {
         node.metrics.denied_resume.increment(1);
         tracing::info!(client = %session.client, filter = &*held.filter, "subscription ended, the device may no longer have it");
         node.unsubscribe(&held.filter, session);
     }
+    some
 }
 
 /// A new session gets what waits for the client as if for the first time. The call also stands behind

@@ -15,9 +15,9 @@ use moorline_router::rabbit::{Config as RabbitConfig, RabbitPubSub};
 use moorline_router::redis::{Config as RedisConfig, Limits, RedisStore};
 use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{
-    Append, Appended, BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Epoch, Events,
-    Message, MessageId, NodeId, Nodes, Origin, Position, Presence, PresenceChange, Published,
-    SessionView, StoreError, Stores, unix_ms,
+    Append, Appended, BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Displaced, Epoch,
+    Events, Message, MessageId, NodeId, Nodes, Origin, Position, Presence, PresenceChange,
+    Published, SessionView, StoreError, Stores, unix_ms,
 };
 use moorline_tests::servers::{RabbitServer, RedisServer, VirtualHost};
 use parking_lot::Mutex;
@@ -54,7 +54,7 @@ impl Nodes for Directory {
         node: &NodeId,
         client: &ClientId,
         by: Epoch,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Displaced, StoreError> {
         self.find(node)?.displace(node, client, by).await
     }
 

@@ -16,8 +16,8 @@ use moorline_push_service::{
 };
 use moorline_router::embedded::{self, EmbeddedStore};
 use moorline_router::{
-    BanTarget, BanView, ClientId, Clock, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId,
-    NodeRecord, NodeState, Nodes, Published, RetryPolicy, SessionView, StoreError,
+    BanTarget, BanView, ClientId, Clock, Delivery, DeliveryOutcome, Displaced, Epoch, MessageId,
+    NodeId, NodeRecord, NodeState, Nodes, Published, RetryPolicy, SessionView, StoreError,
 };
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
@@ -53,8 +53,8 @@ impl Nodes for MadeUpNode {
         Ok(true)
     }
 
-    async fn displace(&self, _: &NodeId, _: &ClientId, _: Epoch) -> Result<bool, StoreError> {
-        Ok(false)
+    async fn displace(&self, _: &NodeId, _: &ClientId, _: Epoch) -> Result<Displaced, StoreError> {
+        Ok(Displaced::default())
     }
 
     async fn session_changed(&self, _: &NodeId, _: &ClientId) -> Result<(), StoreError> {

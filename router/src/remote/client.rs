@@ -4,20 +4,21 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 use metrics::{Counter, counter, describe_counter};
 use moorline_mqtt::Publish;
 
 use super::directory::Directory;
 use super::messages::{
-    BansAnswer, BansAsked, Found, OfClient, SessionsAnswer, SessionsAsked, WireTarget,
+    BansAnswer, BansAsked, DisplaceAnswer, Found, OfClient, SessionsAnswer, SessionsAsked,
+    WireTarget,
 };
 use super::peer::Peer;
 use super::{Security, path};
 use crate::pubsub::TopicPushes;
 use crate::{
-    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Epoch, MessageId, NodeId, Nodes,
-    Published, Routes, SessionView, StoreError,
+    BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Displaced, Epoch, MessageId, NodeId,
+    Nodes, Published, Routes, SessionView, StoreError,
 };
 
 /// Clients of one question for sessions.
@@ -163,12 +164,20 @@ impl Nodes for RemoteNodes {
         node: &NodeId,
         client: &ClientId,
         by: Epoch,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Displaced, StoreError> {
         if let Some(own) = self.own(node) {
             return own.displace(node, client, by).await;
         }
         let answer = self.of_client(path::DISPLACE, node, client, by).await;
-        answer.map(|Found { found }| found)
+        answer.map(
+            |DisplaceAnswer {
+                 found,
+                 session_over,
+             }| Displaced {
+                found,
+                session_over,
+            },
+        )
     }
 
     async fn session_changed(&self, node: &NodeId, client: &ClientId) -> Result<(), StoreError> {
@@ -195,8 +204,7 @@ impl Nodes for RemoteNodes {
         let calls = others
             .iter()
             .map(|peer| peer.call(path::BANS, asked.clone()));
-        for answer in try_join_all(calls).await? {
-            let BansAnswer { bans } = answer;
+        for BansAnswer { bans } in of_those_in_reach(join_all(calls).await)? {
             // What a later version bans is not shown; it is in force there all the same.
             all.extend(
                 bans.into_iter()
@@ -221,12 +229,9 @@ impl Nodes for RemoteNodes {
             let answer = peer.call(path::BAN_CHANGED, WireTarget::from(target)).await;
             answer.map(|Found { found }| found)
         });
-        // Every node is told, also where one cannot be.
-        let mut was_banned = false;
-        for found in join_all(calls).await {
-            was_banned |= found?;
-        }
-        Ok(was_banned)
+        // One that is out of reach has died, or reads the list again within half a minute.
+        let found = of_those_in_reach(join_all(calls).await)?;
+        Ok(found.contains(&true))
     }
 
     async fn sessions(
@@ -265,6 +270,25 @@ impl Nodes for RemoteNodes {
         };
         pushes.publish(self, id, publish).await?;
         Ok(Published { matched: None })
+    }
+}
+
+/// The answers of those nodes that gave one; the error only where none did.
+fn of_those_in_reach<A>(answers: Vec<Result<A, StoreError>>) -> Result<Vec<A>, StoreError> {
+    let mut given = Vec::with_capacity(answers.len());
+    let mut failed = None;
+    for answer in answers {
+        match answer {
+            Ok(answer) => given.push(answer),
+            Err(error) => {
+                tracing::warn!(%error, "a node was passed over");
+                failed = Some(error);
+            }
+        }
+    }
+    match failed {
+        Some(error) if given.is_empty() => Err(error),
+        _ => Ok(given),
     }
 }
 

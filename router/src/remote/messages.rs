@@ -132,6 +132,15 @@ pub(super) struct Found {
     pub(super) found: bool,
 }
 
+/// What there was of a displaced connection.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct DisplaceAnswer {
+    #[prost(bool, tag = "1")]
+    pub(super) found: bool,
+    #[prost(bool, tag = "2")]
+    pub(super) session_over: bool,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct SessionsAsked {
     #[prost(string, tag = "1")]

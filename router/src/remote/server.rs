@@ -17,14 +17,14 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::messages::{
-    BansAnswer, BansAsked, DeliverAnswer, DeliverBatch, Found, NotUnderstood, OfClient,
-    SessionsAnswer, SessionsAsked, WireSession, WireTarget, client,
+    BansAnswer, BansAsked, DeliverAnswer, DeliverBatch, DisplaceAnswer, Found, NotUnderstood,
+    OfClient, SessionsAnswer, SessionsAsked, WireSession, WireTarget, client,
 };
 use super::{
     CONNECTION_WINDOW, MESSAGE_BYTES_MAX, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW, Security,
     VERSION_KEY, WINDOW, WINDOW_KEY, path, status,
 };
-use crate::{BanTarget, Delivery, DeliveryOutcome, Epoch, NodeId, Nodes, StoreError};
+use crate::{BanTarget, Delivery, DeliveryOutcome, Displaced, Epoch, NodeId, Nodes, StoreError};
 
 /// Single calls that run at once; more are refused, and their callers may try again.
 const CALLS_MAX: usize = 512;
@@ -280,11 +280,17 @@ async fn disconnect(nodes: Arc<dyn Nodes>, asked: OfClient) -> Result<Found, Fai
     Ok(Found { found })
 }
 
-async fn displace(nodes: Arc<dyn Nodes>, asked: OfClient) -> Result<Found, Failed> {
+async fn displace(nodes: Arc<dyn Nodes>, asked: OfClient) -> Result<DisplaceAnswer, Failed> {
     let node = NodeId::from_text(&asked.node);
     let by = Epoch(asked.by);
-    let found = nodes.displace(&node, &client(&asked.client)?, by).await?;
-    Ok(Found { found })
+    let Displaced {
+        found,
+        session_over,
+    } = nodes.displace(&node, &client(&asked.client)?, by).await?;
+    Ok(DisplaceAnswer {
+        found,
+        session_over,
+    })
 }
 
 async fn session_changed(nodes: Arc<dyn Nodes>, asked: OfClient) -> Result<Found, Failed> {

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use moorline_mqtt::{Publish, QoS, TopicName, Version};
 use moorline_router::remote::{RemoteNodes, Security, Tls, serve};
 use moorline_router::{
-    Ban, BanTarget, BanView, Claim, ClientId, Delivery, DeliveryOutcome, Epoch, Message, MessageId,
-    NodeId, NodeRecord, NodeState, Nodes, Origin, Position, Published, Route, Routes, SessionView,
-    Standing, StoreError,
+    Ban, BanTarget, BanView, Claim, ClientId, Delivery, DeliveryOutcome, Displaced, Epoch, Message,
+    MessageId, NodeId, NodeRecord, NodeState, Nodes, Origin, Position, Published, Route, Routes,
+    SessionView, Standing, StoreError,
 };
 use moorline_tests::Authority as Signer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -161,9 +161,12 @@ impl Nodes for MadeUpNode {
         Ok(client.as_str() == "car")
     }
 
-    async fn displace(&self, _: &NodeId, _: &ClientId, by: Epoch) -> Result<bool, StoreError> {
+    async fn displace(&self, _: &NodeId, _: &ClientId, by: Epoch) -> Result<Displaced, StoreError> {
         self.fails()?;
-        Ok(by > Epoch(7))
+        Ok(Displaced {
+            found: by > Epoch(7),
+            session_over: by > Epoch(8),
+        })
     }
 
     async fn session_changed(&self, _: &NodeId, client: &ClientId) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use moorline_tests::device::{Arrived, Device};
 use moorline_tests::wire::{self, Connect, Packet, Publish, V5, Value, property};
 
-use super::raw::Raw;
+use super::raw::{Frame, Raw};
 use super::shared;
 use crate::support::{QUIET, VERSIONS, resume, run};
 
@@ -347,8 +347,13 @@ fn reasons_of_acknowledgements_are_those_of_their_packet() {
             &["acks/reasons", "acks/never", &deep],
         ));
         raw.send(&bytes).await;
+        let mut frames = Vec::new();
+        while frames.last().is_none_or(|last: &Frame| last.kind() != 11) {
+            frames.push(raw.frame().await.unwrap());
+        }
+        frames.extend(raw.frames_to_pong().await);
         let mut seen = HashSet::new();
-        for frame in raw.frames_to_pong().await {
+        for frame in frames {
             let reasons = match frame.kind() {
                 3 => continue,
                 // Behind the properties, if there are any, one for each filter.
