@@ -64,9 +64,11 @@ impl Fed {
 }
 
 impl RetainedFeed {
-    /// A filter subscribed to again begins again.
+    /// A filter subscribed to again begins again; one that has to wait before it may begin is not forgotten over that.
     pub(crate) fn add(&mut self, new: Fed) {
-        self.remove(new.filter.as_str());
+        if self.catching_up == 0 {
+            self.remove(new.filter.as_str());
+        }
         self.asked += 1;
         let asked = self.asked;
         self.filters.push_back(Fed { asked, ..new });

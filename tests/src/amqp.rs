@@ -25,8 +25,8 @@ pub async fn drain(url: &str, queue: &str) -> Vec<Value> {
         let message = match got {
             Ok(Some(message)) => message,
             Ok(None) => break,
-            // A quorum queue that is being made has no leader yet.
-            Err(error) if error.to_string().contains("noproc") => break,
+            // A queue is made with its first message, and a quorum queue that is being made has no leader yet.
+            Err(error) if is_not_there_yet(&error) => break,
             Err(error) => panic!("{queue}: {error}"),
         };
         all.push(as_upstream(&message.properties, &message.data));
@@ -38,6 +38,11 @@ pub async fn drain(url: &str, queue: &str) -> Vec<Value> {
     // It may be gone with the server by now.
     _ = connection.close(200, "done".into()).await;
     all
+}
+
+fn is_not_there_yet(error: &lapin::Error) -> bool {
+    let text = error.to_string();
+    text.contains("noproc") || text.contains("NOT_FOUND - no queue")
 }
 
 /// What is published to a topic exchange from now on, as `(routing key, body)`.

@@ -404,6 +404,23 @@ impl Gateway {
         self.roles.iter().map(Role::rss_bytes).sum()
     }
 
+    /// The same once it has started whatever it starts: several processes go on with that after they are ready.
+    ///
+    /// # Panics
+    /// When it goes on growing by itself.
+    pub async fn rss_bytes_at_rest(&self) -> u64 {
+        let mut before = self.rss_bytes();
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = self.rss_bytes();
+            if now < before + (1 << 20) {
+                return now;
+            }
+            before = now;
+        }
+        panic!("idle processes grow: {before} bytes by now");
+    }
+
     /// What was printed and logged since the first start.
     pub fn log(&self) -> Vec<String> {
         self.log

@@ -57,7 +57,7 @@ impl Attacked {
             watched.is_served().await;
         }
         Self {
-            before: gateway.rss_bytes(),
+            before: gateway.rss_bytes_at_rest().await,
             gateway,
             watched,
         }

@@ -325,7 +325,7 @@ fn a_flood_of_wrong_passwords_is_bounded() {
         let config = "hashing_max = 2\nwaiting_max = 20\n";
         let (gateway, _folder) = with_users_on_one_node(config).await;
         let mut known = Device::connect(gateway.mqtt(), ann(V5, "known")).await;
-        let before = gateway.rss_bytes();
+        let before = gateway.rss_bytes_at_rest().await;
         let mut flood = tokio::task::JoinSet::new();
         for number in 0..400 {
             let address = gateway.mqtt();

@@ -31,6 +31,10 @@ const LIST: &[(&str, &str)] = &[
         "takes PINGRESP for the end of a step, and wills to come with the restart instead of the end of a lease",
     ),
     (
+        "negotiated::retained_messages_go_on_where_they_stopped",
+        "how far retained messages have got is in the memory of the node, and a session leaves that with its connection",
+    ),
+    (
         "limits::the_number_of_sessions_is_bounded",
         "a node of several holds no session of a device that is away; `maxmemory` of Redis bounds those",
     ),

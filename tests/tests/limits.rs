@@ -207,14 +207,14 @@ fn a_device_that_sends_too_fast_is_slowed_down_and_loses_nothing() {
         let gateway = Gateway::start_with(Options::config(config)).await;
         let mut receiver = Device::clean(gateway.mqtt(), V5, "receiver").await;
         receiver.subscribe("fast/#", 0).await;
-        // Its keep alive is shorter than it is made to wait.
-        let connect = Connect::new(V5, "sender").keep_alive(1);
+        // Its keep alive is shorter than it is made to wait; and it knows of no Receive Maximum.
+        let connect = Connect::new(V3, "sender").keep_alive(1);
         let mut sender = Device::connect(gateway.mqtt(), connect).await;
         let mut burst = Vec::new();
         for number in 1..=500u16 {
             let mut publish = Publish::new("fast/x", 1, number.to_string());
             publish.packet_id = number;
-            burst.extend(wire::publish(V5, &publish));
+            burst.extend(wire::publish(V3, &publish));
         }
         let began = Instant::now();
         sender.send(&burst).await.unwrap();

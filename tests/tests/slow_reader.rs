@@ -28,7 +28,7 @@ async fn push_while_others_live(
     other_id: &str,
 ) {
     let api = gateway.api();
-    let before = gateway.rss_bytes();
+    let before = gateway.rss_bytes_at_rest().await;
     let mut other = Device::clean(gateway.mqtt(), V5, other_id).await;
     let mut highest = before;
     let mut slowest = Duration::ZERO;
@@ -100,7 +100,7 @@ fn a_subscriber_that_stops_reading_does_not_make_the_server_grow() {
         let mut live = Device::clean(gateway.mqtt(), V3, "live").await;
         assert_eq!(live.subscribe("flood", 0).await, 0);
         let mut publisher = Device::clean(gateway.mqtt(), V3, "publisher").await;
-        let before = gateway.rss_bytes();
+        let before = gateway.rss_bytes_at_rest().await;
         let payload = vec![b'x'; 4096];
         // 80 MB, far more than any socket buffer takes.
         for n in 0..20_000 {
@@ -125,7 +125,7 @@ fn a_device_that_leaves_its_answers_unread_does_not_make_the_server_grow() {
         let mut socket = TcpStream::connect(gateway.mqtt()).await.unwrap();
         let hello = wire::connect(&Connect::new(V5, "deaf"));
         socket.write_all(&hello).await.unwrap();
-        let before = gateway.rss_bytes();
+        let before = gateway.rss_bytes_at_rest().await;
         let pings = [0xC0, 0].repeat(32 * 1024);
         let mut sent = 0;
         // Ends when the server reads no more, as it should long before the last.

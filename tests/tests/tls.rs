@@ -437,7 +437,7 @@ fn a_device_that_stops_reading_costs_little_and_gets_everything_in_order() {
         let mut other = connect(&client, at, Connect::new(V5, "other"))
             .await
             .unwrap();
-        let before = gateway.rss_bytes();
+        let before = gateway.rss_bytes_at_rest().await;
         let mut highest = before;
         for number in 0..PUSHES {
             gateway.api().push_text("stuck", &text(number)).await;

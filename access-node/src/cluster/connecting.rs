@@ -110,6 +110,7 @@ pub(crate) async fn take_session(
     expiry_interval_s: u32,
 ) -> Result<(Arc<Session>, bool), StoreError> {
     let mut session_over = close_here(node, client).await?;
+    session_over |= cluster.departures.ended_before(client, claim.epoch);
     if let Some(previous) = claim
         .previous
         .as_ref()
@@ -239,8 +240,9 @@ pub(crate) async fn displace(
         Some(session) => close_session(node, &session).await?,
         None => false,
     };
-    session_over |= cluster.departures.over(client).await;
-    session_over |= departure::finish(node, cluster, client).await?;
+    cluster.departures.over(client).await;
+    departure::finish(node, cluster, client).await?;
+    session_over |= cluster.departures.ended_before(client, by);
     Ok(Displaced {
         found,
         session_over,

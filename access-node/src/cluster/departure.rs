@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use moorline_mqtt::Will;
@@ -29,6 +29,8 @@ const INSURANCE_MS: u64 = 30_000;
 const WILL_ATTEMPTS: usize = 60;
 /// Between two looks whether the store takes what it did not.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How long a newer connection may take to ask.
+const REFUSED_KEPT: Duration = Duration::from_secs(30);
 /// Departures that are tried again together.
 const AT_ONCE: usize = 32;
 
@@ -64,18 +66,18 @@ pub(crate) struct Departure {
 /// Departures on their way, and those that the store did not take.
 #[derive(Debug, Default)]
 pub(crate) struct Departures {
-    /// By client.
-    running: Mutex<BTreeMap<ClientId, UnderWay>>,
+    /// By client, with whoever waits for the end.
+    running: Mutex<BTreeMap<ClientId, Vec<oneshot::Sender<()>>>>,
     unfinished: Mutex<BTreeMap<ClientId, Unfinished>>,
+    /// Ends of sessions that the store refused to be told of, until the newer connection asks.
+    refused: Mutex<BTreeMap<ClientId, Refused>>,
 }
 
-/// What others want of a departure on its way.
-#[derive(Debug, Default)]
-struct UnderWay {
-    /// See [`Departure::ends_session`].
-    ends_session: bool,
-    /// Whoever waits for the end.
-    waiting: Vec<oneshot::Sender<()>>,
+/// The end of a session that came behind the claim of a newer connection.
+#[derive(Debug)]
+struct Refused {
+    by: Epoch,
+    since: Instant,
 }
 
 impl Departure {
@@ -107,25 +109,34 @@ impl Drop for Running<'_> {
 }
 
 impl Departures {
-    fn begin<'a>(&'a self, client: &'a ClientId, ends_session: bool) -> Running<'a> {
-        let mut running = self.running.lock();
-        running.entry(client.clone()).or_default().ends_session |= ends_session;
+    fn begin<'a>(&'a self, client: &'a ClientId) -> Running<'a> {
+        self.running.lock().entry(client.clone()).or_default();
         Running { of: self, client }
     }
 
-    /// Waits until nothing of an earlier connection of `client` is on its way; says whether that ended its session.
-    pub(crate) async fn over(&self, client: &ClientId) -> bool {
-        let over = self.running.lock().get_mut(client).map(|under_way| {
+    /// Whether the device had ended its session before the connection `by`, which the store did not let it say.
+    pub(crate) fn ended_before(&self, client: &ClientId, by: Epoch) -> bool {
+        let mut refused = self.refused.lock();
+        let is_this = refused.get(client).is_some_and(|refused| refused.by == by);
+        is_this && refused.remove(client).is_some()
+    }
+
+    /// Waits until nothing of an earlier connection of `client` is on its way.
+    pub(crate) async fn over(&self, client: &ClientId) {
+        let over = self.running.lock().get_mut(client).map(|waiting| {
             let (sender, receiver) = oneshot::channel();
-            under_way.waiting.push(sender);
-            (receiver, under_way.ends_session)
+            waiting.push(sender);
+            receiver
         });
-        let Some((over, ends_session)) = over else {
-            return false;
-        };
-        // An error says that the sender is gone, which is the signal.
-        let _ = over.await;
-        ends_session
+        if let Some(over) = over {
+            // An error says that the sender is gone, which is the signal.
+            let _ = over.await;
+        }
+    }
+
+    fn forget_refused(&self) {
+        let mut refused = self.refused.lock();
+        refused.retain(|_, refused| refused.since.elapsed() < REFUSED_KEPT);
     }
 
     fn put_off(&self, mut departure: Departure) {
@@ -160,7 +171,7 @@ impl Departures {
 /// Carries `departure` out, or keeps it until the store takes it.
 pub(crate) async fn depart(node: &Arc<Node>, cluster: &Membership, departure: Departure) {
     let client = departure.client.clone();
-    let _running = cluster.departures.begin(&client, departure.ends_session());
+    let _running = cluster.departures.begin(&client);
     let done = carry_out(node, cluster, &departure).await;
     if let Err(error) = cluster.link.note(done) {
         tracing::debug!(%client, %error, "end of connection not stored, trying again");
@@ -175,8 +186,15 @@ pub(crate) async fn carry_out(
     departure: &Departure,
 ) -> Result<(), StoreError> {
     match leave(node, cluster, departure).await {
-        // Displaced meanwhile: the newer connection has seen to the rest.
-        Err(StoreError::Stale { .. }) => Ok(()),
+        // Displaced meanwhile: the newer connection has seen to the rest, or asks for it.
+        Err(StoreError::Stale { current }) => {
+            if departure.ends_session() {
+                let (by, since) = (current, Instant::now());
+                let mut refused = cluster.departures.refused.lock();
+                refused.insert(departure.client.clone(), Refused { by, since });
+            }
+            Ok(())
+        }
         done => done,
     }
 }
@@ -271,20 +289,18 @@ pub(crate) fn publish_will_later(node: &Arc<Node>, client: &ClientId, epoch: Epo
     });
 }
 
-/// Finishes what is unfinished of `client`; nothing to do for nearly everybody. Says whether that ended its session.
+/// Finishes what is unfinished of `client`; nothing to do for nearly everybody.
 pub(crate) async fn finish(
     node: &Arc<Node>,
     cluster: &Membership,
     client: &ClientId,
-) -> Result<bool, StoreError> {
+) -> Result<(), StoreError> {
     let Some(unfinished) = cluster.departures.take(client) else {
-        return Ok(false);
+        return Ok(());
     };
     let done = match &unfinished {
-        Unfinished::Known(departure) => carry_out(node, cluster, departure)
-            .await
-            .map(|()| departure.ends_session()),
-        Unfinished::Claim => drop_claim(node, cluster, client).await.map(|()| false),
+        Unfinished::Known(departure) => carry_out(node, cluster, departure).await,
+        Unfinished::Claim => drop_claim(node, cluster, client).await,
     };
     if done.is_err() {
         cluster.departures.put_back(client, unfinished);
@@ -315,6 +331,7 @@ pub(crate) async fn run(node: Arc<Node>) {
     let Some(cluster) = &node.cluster else { return };
     loop {
         tokio::time::sleep(RETRY_EVERY).await;
+        cluster.departures.forget_refused();
         if !cluster.link.is_away() {
             finish_some(&node, cluster).await;
         }
@@ -328,7 +345,7 @@ pub(crate) async fn finish_some(node: &Arc<Node>, cluster: &Membership) -> usize
         .for_each_concurrent(AT_ONCE, |client| async move {
             // Nobody connects as this client meanwhile.
             let _owning = node.owning(&client).await;
-            let _running = cluster.departures.begin(&client, false);
+            let _running = cluster.departures.begin(&client);
             let done = finish(node, cluster, &client).await;
             if let Err(error) = cluster.link.note(done) {
                 tracing::debug!(%client, %error, "end of connection not stored, trying again");
