@@ -13,8 +13,8 @@ use moorline_push_service::Submitter;
 use moorline_router::embedded::{self, EmbeddedStore};
 use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{
-    ActionKind, BanTarget, BanView, ClientId, Clock, Delivery, DeliveryOutcome, Epoch, Job,
-    JobAction, JobCreated, JobId, JobPlan, JobState, Jobs, MessageId, NewJob, NodeId, Nodes,
+    ActionKind, BanTarget, BanView, ClientId, Clock, Delivery, DeliveryOutcome, Displaced, Epoch,
+    Job, JobAction, JobCreated, JobId, JobPlan, JobState, Jobs, MessageId, NewJob, NodeId, Nodes,
     Published, RetryPolicy, SessionView, StoreError,
 };
 use serde_json::json;
@@ -35,8 +35,8 @@ impl Nodes for Nobody {
     async fn disconnect(&self, _: &NodeId, _: &ClientId) -> Result<bool, StoreError> {
         Ok(false)
     }
-    async fn displace(&self, _: &NodeId, _: &ClientId, _: Epoch) -> Result<bool, StoreError> {
-        Ok(false)
+    async fn displace(&self, _: &NodeId, _: &ClientId, _: Epoch) -> Result<Displaced, StoreError> {
+        Ok(Displaced::default())
     }
     async fn session_changed(&self, _: &NodeId, _: &ClientId) -> Result<(), StoreError> {
         Ok(())
