@@ -1,6 +1,6 @@
 //! Telling of the end of a job: a job of its own, which is due at once.
 //!
-//! It is created before the end is written, so that a process that dies in between tells it again, under the same id, rather than never; and it has
+//! It is created before the end is written, so that a process that dies in between tells it again rather than never; and it has
 //! the attempts and the dead letter of any other job.
 
 use moorline_push_service::delayed::{Notify, event_id};
@@ -38,8 +38,12 @@ fn notice(job: &Job, ending: Ending<'_>, now_ms: u64, retry: RetryPolicy) -> Opt
         Ending::Fired => notify.fired,
         Ending::Failed(_) => notify.failed,
     }?;
-    // What an attempt after `retry_failed` tells is told anew.
-    let what = format!("{} {} {}", ending.name(), job.created_ms, job.token.0);
+    // A job fires once. It may fail again after it was taken out of the dead letters, and that is news.
+    let claim = match ending {
+        Ending::Fired => 0,
+        Ending::Failed(_) => job.token.0,
+    };
+    let what = format!("{} {} {claim}", ending.name(), job.created_ms);
     let id = event_id(&what, job.id.as_str());
     let id = JobId::parse(&format!("{}-{id}", ending.name())).expect("a word and a UUID");
     Some(NewJob {
@@ -54,7 +58,7 @@ fn notice(job: &Job, ending: Ending<'_>, now_ms: u64, retry: RetryPolicy) -> Opt
         },
         cancel_on: Vec::new(),
         trigger_on: Vec::new(),
-        fingerprint: job.token.0,
+        fingerprint: claim,
     })
 }
 

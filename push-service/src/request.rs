@@ -12,7 +12,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use moorline_mqtt::{ByteString, QoS, TopicName, UserProperties};
+use moorline_mqtt::{ByteString, QoS, TopicName};
 use moorline_router::{ClientId, duration};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -23,10 +23,6 @@ use crate::config::Config;
 use crate::problem::{FieldError, Problem, ProblemKind};
 use crate::push::{Push, Target};
 
-/// User properties of one push.
-const PROPERTIES_MAX: usize = 64;
-/// Names and values of all of them, in bytes.
-const PROPERTIES_BYTES_MAX: usize = 16 * 1024;
 /// The longest content type, in bytes.
 const CONTENT_TYPE_BYTES_MAX: usize = 255;
 
@@ -143,14 +139,17 @@ macro_rules! fields {
 
 // After the macro, which they use.
 mod action;
+mod calls;
 mod delay;
 mod event;
+mod properties;
 
 pub(crate) use action::notify_actions;
 pub(crate) use delay::{
     DelayPatch, DelayRequest, NewDelay, PatchRequest, When, kind_name, parse_time,
 };
 pub(crate) use event::{EventRequest, NewEvent};
+use properties::read_properties;
 
 fields!(
     PushRequest,
@@ -629,79 +628,6 @@ fn read_content_type(raw: &RawValue) -> Result<ByteString, String> {
         ));
     }
     Ok(text.into_owned().into())
-}
-
-fn read_properties(errors: &mut Errors, raw: Option<&RawValue>) -> UserProperties {
-    let Some(raw) = raw else {
-        return UserProperties::new();
-    };
-    let Ok(Pairs(pairs)) = serde_json::from_str::<Pairs<'_>>(raw.get()) else {
-        errors.add(
-            "properties",
-            format!("must be an object of texts, is {}", kind_of(raw)),
-        );
-        return UserProperties::new();
-    };
-    if pairs.len() > PROPERTIES_MAX {
-        errors.add(
-            "properties",
-            format!("must be at most {PROPERTIES_MAX}, are {}", pairs.len()),
-        );
-        return UserProperties::new();
-    }
-    let mut properties = UserProperties::with_capacity(pairs.len());
-    let mut bytes = 0;
-    for (name, value) in pairs {
-        match read_property(&name, value) {
-            Ok(value) => {
-                bytes += name.len() + value.len();
-                properties.push((name.into_owned().into(), value));
-            }
-            Err(detail) => errors.add(format!("properties.{name}"), detail),
-        }
-    }
-    if bytes > PROPERTIES_BYTES_MAX {
-        let detail =
-            format!("must be at most {PROPERTIES_BYTES_MAX} bytes long together, are {bytes}");
-        errors.add("properties", detail);
-    }
-    properties
-}
-
-fn read_property(name: &str, value: &RawValue) -> Result<ByteString, String> {
-    if matches!(name, "message-id" | "traceparent") {
-        return Err("is set by the gateway".into());
-    }
-    let value = read_text(value)?;
-    if name.contains('\0') || value.contains('\0') {
-        return Err("must not contain U+0000".into());
-    }
-    Ok(value.into_owned().into())
-}
-
-/// An object in the order in which it was written, names used twice included (MQTT allows that).
-struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de> Deserialize<'de> for Pairs<'de> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Pairs<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of texts")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
-                    pairs.push((key, map.next_value()?));
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        from.deserialize_map(InOrder)
-    }
 }
 
 #[cfg(test)]

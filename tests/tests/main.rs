@@ -15,6 +15,7 @@ mod cluster;
 mod conformance;
 mod delays;
 mod delays_amqp;
+mod delays_api;
 mod delays_devices;
 mod delays_killed;
 mod disk_full;

@@ -150,6 +150,7 @@ fn each_role_is_alive_ready_and_counted_and_only_the_push_service_has_the_api() 
             ("access-node", "a"),
             ("push-service", "push"),
             ("upstream-worker", "worker"),
+            ("delay-queue", "delays"),
         ] {
             let process = cluster.start(role, name, "");
             let api = api(&process);
@@ -206,7 +207,12 @@ fn a_role_that_lacks_something_says_what_to_do_on_one_line() {
                 .args(["--http-listen", "127.0.0.1:0"]);
             command
         };
-        for role in ["access-node", "push-service", "upstream-worker"] {
+        for role in [
+            "access-node",
+            "push-service",
+            "upstream-worker",
+            "delay-queue",
+        ] {
             let why = refused(bare(&[role])).await;
             assert!(
                 why.contains("redis.url") && why.contains("rabbitmq.url"),

@@ -170,7 +170,7 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
         },
     )
     .await?;
-    let cpu_before = setup.server_pid.map(procfs::cpu).transpose()?;
+    calling.answered.count_from(0);
     let total = u64::from(plan.rate) * plan.duration.as_secs();
     // They must all be there before the first is due.
     let making = Duration::from_secs_f64(total as f64 / fill_rate.max(1.0) * 2.0) + LEAD;
@@ -180,7 +180,9 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
         rate: plan.rate,
         lanes: plan.callers.max(1),
     };
+    receiving.count_from(schedule.start_ns);
     create_due(&calling, plan, schedule).await?;
+    let cpu_before = setup.server_pid.map(procfs::cpu).transpose()?;
     let stop = Arc::new(AtomicBool::new(false));
     let churning = tokio::spawn(churn(Arc::clone(&calling), plan.clone(), Arc::clone(&stop)));
     sleep_until(clock.at(schedule.end_ns())).await;

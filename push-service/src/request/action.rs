@@ -1,13 +1,10 @@
 //! What a delayed job may do, and whom it may ask or tell.
 //!
 //! An action is kept as the JSON that asked for it, and read by the same functions again when it is due: what was accepted
-//! means the same then. See [`crate::delayed`] for what comes of it.
+//! means the same then. See `calls` for what is in one, and [`crate::delayed`] for what comes of it.
 
 use std::collections::BTreeMap;
 
-use axum::http::{HeaderName, HeaderValue, Uri};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use moorline_router::{ActionKind, JobAction};
 use serde::Deserialize;
@@ -15,30 +12,13 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
-    Cow, Deserializer, Errors, Fields, FieldsVisitor, Pairs, Problem, ProblemKind, Push, compact,
-    kind_of, malformed, note_strangers, read_content_type, read_text, shown,
+    Cow, Deserializer, Errors, Fields, FieldsVisitor, Problem, ProblemKind, Push, compact, kind_of,
+    note_strangers,
 };
 use crate::delayed::{AmqpPublish, Check, DelayRules, Webhook};
 
 /// Actions of one job.
 const ACTIONS_MAX: usize = 16;
-/// Bytes of a URL.
-const URL_BYTES_MAX: usize = 2_048;
-/// Headers of one call, and bytes of one value.
-const HEADERS_MAX: usize = 32;
-const HEADER_BYTES_MAX: usize = 4_096;
-/// What AMQP can carry as a short string.
-const SHORT_BYTES_MAX: usize = 255;
-/// Headers that every call has of its own.
-const OWN_HEADERS: [&str; 6] = [
-    "content-length",
-    "content-type",
-    "host",
-    "transfer-encoding",
-    "connection",
-    "traceparent",
-];
-const OWN_PREFIXES: [&str; 2] = ["webhook-", "ce-"];
 
 /// Exactly one of these.
 #[derive(Default, serde::Serialize, ToSchema)]
@@ -63,29 +43,29 @@ pub(crate) struct ActionRequest<'a> {
 pub(crate) struct WebhookRequest<'a> {
     /// `http://…` or `https://…`
     #[schema(value_type = String, example = "https://shop.example/orders/123/cancel")]
-    url: Option<&'a RawValue>,
+    pub(super) url: Option<&'a RawValue>,
     /// `POST` (default), `PUT`, `PATCH` or `DELETE`.
     #[schema(value_type = String, required = false)]
-    method: Option<&'a RawValue>,
+    pub(super) method: Option<&'a RawValue>,
     /// Further headers.
     #[schema(value_type = BTreeMap<String, String>, required = false)]
-    headers: Option<&'a RawValue>,
+    pub(super) headers: Option<&'a RawValue>,
     /// Text is sent as it is; other JSON is sent as compact JSON. Where there is none, the id and the time of the job.
     #[schema(value_type = serde_json::Value, required = false)]
-    body: Option<&'a RawValue>,
+    pub(super) body: Option<&'a RawValue>,
     /// Any bytes, as standard base64 with padding.
     #[schema(value_type = String, required = false)]
-    body_base64: Option<&'a RawValue>,
+    pub(super) body_base64: Option<&'a RawValue>,
     /// Of the body.
     #[schema(value_type = String, required = false)]
-    content_type: Option<&'a RawValue>,
+    pub(super) content_type: Option<&'a RawValue>,
     /// The type of the CloudEvent; `moorline.delay.due` where none is given.
     #[schema(value_type = String, required = false)]
-    r#type: Option<&'a RawValue>,
+    pub(super) r#type: Option<&'a RawValue>,
     #[schema(ignore)]
-    unknown: Vec<Cow<'a, str>>,
+    pub(super) unknown: Vec<Cow<'a, str>>,
     #[schema(ignore)]
-    repeated: Vec<&'static str>,
+    pub(super) repeated: Vec<&'static str>,
 }
 
 /// A message to an exchange of RabbitMQ. It fails where no queue takes it.
@@ -93,26 +73,26 @@ pub(crate) struct WebhookRequest<'a> {
 pub(crate) struct AmqpRequest<'a> {
     /// Empty for the default exchange, where the routing key names a queue.
     #[schema(value_type = String)]
-    exchange: Option<&'a RawValue>,
+    pub(super) exchange: Option<&'a RawValue>,
     /// At most 255 bytes.
     #[schema(value_type = String)]
-    routing_key: Option<&'a RawValue>,
+    pub(super) routing_key: Option<&'a RawValue>,
     /// Text is sent as it is; other JSON is sent as compact JSON. Where there is none, the id and the time of the job.
     #[schema(value_type = serde_json::Value, required = false)]
-    body: Option<&'a RawValue>,
+    pub(super) body: Option<&'a RawValue>,
     /// Any bytes, as standard base64 with padding.
     #[schema(value_type = String, required = false)]
-    body_base64: Option<&'a RawValue>,
+    pub(super) body_base64: Option<&'a RawValue>,
     /// Of the body.
     #[schema(value_type = String, required = false)]
-    content_type: Option<&'a RawValue>,
+    pub(super) content_type: Option<&'a RawValue>,
     /// Headers of the message, as text.
     #[schema(value_type = BTreeMap<String, String>, required = false)]
-    headers: Option<&'a RawValue>,
+    pub(super) headers: Option<&'a RawValue>,
     #[schema(ignore)]
-    unknown: Vec<Cow<'a, str>>,
+    pub(super) unknown: Vec<Cow<'a, str>>,
     #[schema(ignore)]
-    repeated: Vec<&'static str>,
+    pub(super) repeated: Vec<&'static str>,
 }
 
 /// A GET that says whether there is anything to do: 2xx with the body `{"fire": false}` ends the job as `skipped`, any other 2xx
@@ -121,14 +101,14 @@ pub(crate) struct AmqpRequest<'a> {
 pub(crate) struct CheckRequest<'a> {
     /// `http://…` or `https://…`
     #[schema(value_type = String)]
-    url: Option<&'a RawValue>,
+    pub(super) url: Option<&'a RawValue>,
     /// Further headers.
     #[schema(value_type = BTreeMap<String, String>, required = false)]
-    headers: Option<&'a RawValue>,
+    pub(super) headers: Option<&'a RawValue>,
     #[schema(ignore)]
-    unknown: Vec<Cow<'a, str>>,
+    pub(super) unknown: Vec<Cow<'a, str>>,
     #[schema(ignore)]
-    repeated: Vec<&'static str>,
+    pub(super) repeated: Vec<&'static str>,
 }
 
 /// Who is told of the end of a job: exactly one of these. The body says which job and how it ended, unless another is given.
@@ -394,112 +374,9 @@ pub(crate) fn notify_actions(
     Ok((action("on_fired")?, action("on_failed")?))
 }
 
-impl Webhook {
-    /// Reads the JSON of a webhook action; the problem names every wrong field.
-    pub(crate) fn from_json(json: &[u8], bytes_max: usize) -> Result<Self, Problem> {
-        let request: WebhookRequest<'_> =
-            serde_json::from_slice(json).map_err(|e| malformed(&e))?;
-        let mut errors = Errors::default();
-        note_strangers(&mut errors, "", &request.unknown, &request.repeated, &[]);
-        let url = errors.keep("url", read_url(request.url));
-        let method = request.method.and_then(|raw| {
-            let method = match read_text(raw).as_deref() {
-                Ok("POST") => Ok("POST"),
-                Ok("PUT") => Ok("PUT"),
-                Ok("PATCH") => Ok("PATCH"),
-                Ok("DELETE") => Ok("DELETE"),
-                _ => Err(format!(
-                    "must be \"POST\", \"PUT\", \"PATCH\" or \"DELETE\", is {}",
-                    shown(raw)
-                )),
-            };
-            errors.keep("method", method)
-        });
-        let headers = read_headers(&mut errors, request.headers);
-        let body = read_body(&mut errors, request.body, request.body_base64, bytes_max);
-        let content_type = request
-            .content_type
-            .and_then(|raw| errors.keep("content_type", read_content_type(raw)));
-        let kind = request.r#type.and_then(|raw| {
-            let kind = read_text(raw).and_then(|text| match text.len() {
-                1..=SHORT_BYTES_MAX if !text.chars().any(char::is_control) => Ok(text.into_owned()),
-                _ => Err(format!("must be text of 1 to {SHORT_BYTES_MAX} bytes")),
-            });
-            errors.keep("type", kind)
-        });
-        let Some(url) = errors.finish(url)? else {
-            unreachable!("without a URL there is an error");
-        };
-        Ok(Self {
-            url,
-            method: method.unwrap_or("POST"),
-            headers,
-            content_type: content_type
-                .map(|text| text.to_string())
-                .or_else(|| body.as_ref().and_then(Body::content_type)),
-            body: body.map(|body| body.bytes),
-            kind,
-        })
-    }
-}
-
-impl AmqpPublish {
-    /// Reads the JSON of an AMQP action; the problem names every wrong field.
-    pub(crate) fn from_json(json: &[u8], bytes_max: usize) -> Result<Self, Problem> {
-        let request: AmqpRequest<'_> = serde_json::from_slice(json).map_err(|e| malformed(&e))?;
-        let mut errors = Errors::default();
-        note_strangers(&mut errors, "", &request.unknown, &request.repeated, &[]);
-        let mut name = |field: &'static str, raw: Option<&RawValue>| {
-            let text = raw.ok_or_else(|| "is required".to_owned());
-            let text = text.and_then(|raw| match read_text(raw)? {
-                text if text.len() > SHORT_BYTES_MAX => {
-                    Err(format!("must be at most {SHORT_BYTES_MAX} bytes long"))
-                }
-                text => Ok(text.into_owned()),
-            });
-            errors.keep(field, text).unwrap_or_default()
-        };
-        let exchange = name("exchange", request.exchange);
-        let routing_key = name("routing_key", request.routing_key);
-        let headers = read_headers(&mut errors, request.headers);
-        let body = read_body(&mut errors, request.body, request.body_base64, bytes_max);
-        let content_type = request
-            .content_type
-            .and_then(|raw| errors.keep("content_type", read_content_type(raw)));
-        errors.finish(Some(()))?;
-        Ok(Self {
-            exchange,
-            routing_key,
-            headers,
-            content_type: content_type
-                .map(|text| text.to_string())
-                .or_else(|| body.as_ref().and_then(Body::content_type)),
-            body: body.map(|body| body.bytes),
-        })
-    }
-}
-
-impl Check {
-    /// Reads the JSON of a check; the problem names every wrong field.
-    pub(crate) fn from_json(json: &[u8]) -> Result<Self, Problem> {
-        let request: CheckRequest<'_> = serde_json::from_slice(json).map_err(|_| {
-            let detail = format!("must be {}", CheckRequest::EXPECTED);
-            Problem::new(ProblemKind::InvalidRequest, detail)
-        })?;
-        let mut errors = Errors::default();
-        note_strangers(&mut errors, "", &request.unknown, &request.repeated, &[]);
-        let url = errors.keep("url", read_url(request.url));
-        let headers = read_headers(&mut errors, request.headers);
-        match errors.finish(url)? {
-            Some(url) => Ok(Self { url, headers }),
-            None => unreachable!("without a URL there is an error"),
-        }
-    }
-}
-
 impl Errors {
     /// The wrong fields of something that stands at `field`.
-    fn add_of(&mut self, field: &str, problem: &Problem) {
+    pub(super) fn add_of(&mut self, field: &str, problem: &Problem) {
         if problem.errors().is_empty() {
             self.add(field.to_owned(), problem.detail());
         }
@@ -509,7 +386,7 @@ impl Errors {
     }
 
     /// The value where nothing was wrong.
-    fn finish<T>(self, value: T) -> Result<T, Problem> {
+    pub(super) fn finish<T>(self, value: T) -> Result<T, Problem> {
         match self.0.is_empty() {
             true => Ok(value),
             false => {
@@ -525,125 +402,4 @@ impl Errors {
             }
         }
     }
-}
-
-fn read_url(raw: Option<&RawValue>) -> Result<String, String> {
-    let text = read_text(raw.ok_or("is required: http://… or https://…")?)?;
-    if text.len() > URL_BYTES_MAX {
-        return Err(format!("must be at most {URL_BYTES_MAX} bytes long"));
-    }
-    let url: Uri = text
-        .parse()
-        .map_err(|_| format!("must be like \"https://shop.example/orders\", is {text:?}"))?;
-    let has_scheme = matches!(url.scheme_str(), Some("http" | "https"));
-    let authority = url.authority().map(|authority| authority.as_str());
-    match authority {
-        Some(authority) if authority.contains('@') => {
-            Err("must not hold a user name or password; use headers".into())
-        }
-        Some(_) if has_scheme && url.host().is_some_and(|host| !host.is_empty()) => {
-            Ok(text.into_owned())
-        }
-        _ => Err(format!(
-            "must begin with http:// or https:// and name a host, is {text:?}"
-        )),
-    }
-}
-
-fn read_headers(errors: &mut Errors, raw: Option<&RawValue>) -> Vec<(String, String)> {
-    let Some(raw) = raw else { return Vec::new() };
-    let Ok(Pairs(pairs)) = serde_json::from_str::<Pairs<'_>>(raw.get()) else {
-        errors.add(
-            "headers",
-            format!("must be an object of texts, is {}", kind_of(raw)),
-        );
-        return Vec::new();
-    };
-    if pairs.len() > HEADERS_MAX {
-        errors.add(
-            "headers",
-            format!("must be at most {HEADERS_MAX}, are {}", pairs.len()),
-        );
-        return Vec::new();
-    }
-    let mut headers = Vec::with_capacity(pairs.len());
-    for (name, value) in pairs {
-        match read_header(&name, value) {
-            Ok(value) => headers.push((name.to_ascii_lowercase(), value)),
-            Err(detail) => errors.add(format!("headers.{name}"), detail),
-        }
-    }
-    headers
-}
-
-fn read_header(name: &str, value: &RawValue) -> Result<String, String> {
-    let header = HeaderName::try_from(name).map_err(|_| "is not a header name".to_owned())?;
-    let own = OWN_HEADERS.contains(&header.as_str())
-        || OWN_PREFIXES
-            .iter()
-            .any(|prefix| header.as_str().starts_with(prefix));
-    if own {
-        return Err("is set by the gateway".into());
-    }
-    let value = read_text(value)?;
-    if value.len() > HEADER_BYTES_MAX || HeaderValue::try_from(value.as_ref()).is_err() {
-        return Err(format!(
-            "must be text that a header can hold, of at most {HEADER_BYTES_MAX} bytes"
-        ));
-    }
-    Ok(value.into_owned())
-}
-
-struct Body {
-    bytes: Bytes,
-    is_json: bool,
-}
-
-impl Body {
-    fn content_type(&self) -> Option<String> {
-        self.is_json.then(|| "application/json".to_owned())
-    }
-}
-
-fn read_body(
-    errors: &mut Errors,
-    body: Option<&RawValue>,
-    base64: Option<&RawValue>,
-    bytes_max: usize,
-) -> Option<Body> {
-    let (field, read) = match (body, base64) {
-        (None, None) => return None,
-        (Some(_), Some(_)) => {
-            errors.add("body_base64", "must not be given together with body");
-            return None;
-        }
-        (Some(raw), None) => {
-            let is_json = !raw.get().starts_with('"');
-            let bytes = match is_json {
-                true => Ok(Bytes::from(compact(raw.get()))),
-                false => read_text(raw).map(|text| Bytes::from(text.into_owned())),
-            };
-            ("body", bytes.map(|bytes| Body { bytes, is_json }))
-        }
-        (None, Some(raw)) => {
-            let bytes = read_text(raw).and_then(|text| {
-                STANDARD
-                    .decode(text.as_bytes())
-                    .map_err(|e| format!("must be standard base64 with padding: {e}"))
-            });
-            let is_json = false;
-            let body = bytes.map(|bytes| Body {
-                bytes: bytes.into(),
-                is_json,
-            });
-            ("body_base64", body)
-        }
-    };
-    let read = read.and_then(|body| match body.bytes.len() {
-        length if length > bytes_max => Err(format!(
-            "is too large: {length} bytes, must be at most {bytes_max}"
-        )),
-        _ => Ok(body),
-    });
-    errors.keep(field, read)
 }
