@@ -158,6 +158,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(operations, 31);
+        assert_eq!(operations, 32);
     }
 }
