@@ -41,7 +41,7 @@ fn cases(cases: u32) -> ProptestConfig {
 }
 
 proptest::proptest! {
-    #![proptest_config(cases(48))]
+    #![proptest_config(cases(24))]
     #[test]
     fn delayed_jobs_are_those_of_a_simple_reference(steps in job_model::steps()) {
         runs_like_the_reference(async {
