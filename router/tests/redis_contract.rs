@@ -10,6 +10,8 @@ use std::sync::LazyLock;
 use proptest::prelude::ProptestConfig;
 use tokio::runtime::Runtime;
 
+#[path = "redis_store/job_failover.rs"]
+mod job_failover;
 #[path = "redis_store/job_faults.rs"]
 mod job_faults;
 mod job_model;

@@ -1,5 +1,7 @@
 //! The Lua functions of delayed jobs as calls. What they answer is in `job_answer`; nothing is decided here, see `jobs`.
 
+use std::sync::Arc;
+
 use super::job_answer::{Does, Named, letter, write_actions, write_body};
 use super::keys::{Keys, SHARDS};
 use super::script::{Call, Script, script};
@@ -7,7 +9,7 @@ use crate::{
     ClaimToken, EventKind, EventName, Job, JobEvent, JobId, JobLimits, JobState, NewJob, NodeId,
 };
 
-static NAME: Script = script!("job_name.lua");
+static NAME: Script = script!("job_event.lua", "job_name.lua");
 static CREATE: Script = script!("job.lua", "job_create.lua");
 static GET: Script = script!("job.lua", "job_get.lua");
 static PATCH: Script = script!("job.lua", "job_patch.lua");
@@ -20,12 +22,12 @@ static SETTLE: Script = script!("job.lua", "job_settle.lua");
 static LIST: Script = script!("job.lua", "job_list.lua");
 static OVER: Script = script!("job.lua", "job_over.lua");
 static FORGET: Script = script!("job.lua", "job_forget.lua");
-static EVENT_BEGIN: Script = script!("job_event_begin.lua");
-static EVENT_WHOM: Script = script!("job_event_whom.lua");
+static EVENT_BEGIN: Script = script!("job_event.lua", "job_event_begin.lua");
+static EVENT_WHOM: Script = script!("job_event.lua", "job_event_whom.lua");
 static EVENT_APPLY: Script = script!("job.lua", "job_event_apply.lua");
-static EVENT_END: Script = script!("job_event_end.lua");
-static EVENT_OPEN: Script = script!("job_event_open.lua");
-static EVENT_SWEEP: Script = script!("job_event_sweep.lua");
+static EVENT_END: Script = script!("job_event.lua", "job_event_end.lua");
+static EVENT_OPEN: Script = script!("job_event.lua", "job_event_open.lua");
+static EVENT_SWEEP: Script = script!("job_event.lua", "job_event_sweep.lua");
 static IMPORT: Script = script!("job.lua", "job_import.lua");
 static SHARDS_HOLD: Script = script!("leases.lua", "job_shards.lua");
 
@@ -109,27 +111,72 @@ impl Ends {
 pub(super) struct JobCalls {
     keys: Keys,
     limits: JobLimits,
+    shards: Arc<Vec<ShardKeys>>,
+}
+
+/// Every key of a shard. A call names all that its function may touch: while a slot moves to another server of a cluster, key by key,
+/// Redis has such a call wait.
+#[derive(Debug)]
+struct ShardKeys {
+    jobs: Vec<String>,
+    events: Vec<String>,
 }
 
 impl JobCalls {
     pub(super) fn new(keys: Keys, limits: JobLimits) -> Self {
-        Self { keys, limits }
+        let of_shard = |shard| {
+            let key = |kind: &str| format!("{}:{kind}", keys.jobs(shard));
+            let states = JobState::ALL.map(|state| key(&format!("in:{}", letter(state))));
+            ShardKeys {
+                jobs: ["head", "body", "ids"]
+                    .map(key)
+                    .into_iter()
+                    .chain(states)
+                    .collect(),
+                events: ["names", "recent", "event", "events", "open"]
+                    .map(key)
+                    .to_vec(),
+            }
+        };
+        Self {
+            shards: Arc::new((0..SHARDS).map(of_shard).collect()),
+            keys,
+            limits,
+        }
     }
 
     pub(super) fn limits(&self) -> &JobLimits {
         &self.limits
     }
 
+    fn keys_of(&self, shard: u16) -> &ShardKeys {
+        &self.shards[usize::from(shard % SHARDS)]
+    }
+
     fn on(&self, script: &'static Script, shard: u16) -> Call {
-        Call::script(script, &[self.keys.jobs(shard)])
+        Call::script(script, &self.keys_of(shard).jobs)
     }
 
     fn on_job(&self, script: &'static Script, id: &JobId) -> Call {
         self.on(script, shard_of(id.as_str())).arg(id.as_str())
     }
 
+    /// With the events that the job of a registration learns of when it is written.
+    fn on_new_job(&self, script: &'static Script, id: &JobId, token: &str) -> Call {
+        let shard = shard_of(id.as_str());
+        let early = self.key(shard, &format!("early:{token}"));
+        let jobs = self.keys_of(shard).jobs.iter().cloned();
+        let keys: Vec<String> = jobs.chain(std::iter::once(early)).collect();
+        Call::script(script, &keys).arg(id.as_str())
+    }
+
+    fn on_events(&self, script: &'static Script, shard: u16) -> Call {
+        Call::script(script, &self.keys_of(shard).events)
+    }
+
     fn on_name(&self, script: &'static Script, name: &EventName) -> Call {
-        self.on(script, shard_of(name.as_str())).arg(name.as_str())
+        self.on_events(script, shard_of(name.as_str()))
+            .arg(name.as_str())
     }
 
     fn key(&self, shard: u16, kind: &str) -> String {
@@ -173,7 +220,7 @@ impl JobCalls {
             Some((does, event)) => (does.letter(), event.as_str()),
             None => ("", ""),
         };
-        self.on_job(&CREATE, job.id)
+        self.on_new_job(&CREATE, job.id, job.token)
             .arg(job.body)
             .arg(job.fire_at_ms)
             .arg(job.actions)
@@ -351,7 +398,7 @@ impl JobCalls {
             EventKind::Happened => self.limits.event_window_ms(),
             EventKind::Withdrawal => 0,
         };
-        self.on_job(&EVENT_APPLY, id)
+        self.on_new_job(&EVENT_APPLY, id, &named.token)
             .arg(&named.token)
             .arg(named.does.letter())
             .arg(event.name.as_str())
@@ -369,13 +416,15 @@ impl JobCalls {
     }
 
     pub(super) fn event_open(&self, shard: u16, before_ms: u64, limit: usize) -> Call {
-        self.on(&EVENT_OPEN, shard).arg(before_ms).arg(limit)
+        self.on_events(&EVENT_OPEN, shard).arg(before_ms).arg(limit)
     }
 
     /// Events whose window is over.
     pub(super) fn event_sweep(&self, shard: u16, now_ms: u64, limit: usize) -> Call {
         let before_ms = now_ms.saturating_sub(self.limits.event_window_ms());
-        self.on(&EVENT_SWEEP, shard).arg(before_ms).arg(limit)
+        self.on_events(&EVENT_SWEEP, shard)
+            .arg(before_ms)
+            .arg(limit)
     }
 
     /// A job as it is.

@@ -916,3 +916,45 @@ fn a_registration_is_read_as_it_was_written() {
         .collect();
     assert_eq!(does, [("paid:1", Does::Cancel), ("now:1", Does::Trigger)]);
 }
+
+#[tokio::test]
+async fn a_job_that_cannot_be_read_is_given_up_and_stands_in_nobodys_way() {
+    let lua = Lua::start();
+    let jobs = lua.redis.store.jobs();
+    let shard = shard_of("a");
+    let beside = (0..)
+        .map(|n| format!("k{n}"))
+        .find(|name| shard_of(name) == shard)
+        .unwrap();
+    lua.create("a", NOW).await;
+    lua.create(&beside, NOW + 1).await;
+    lua.raw("HSET", "a", "body", &["a", "no body"]).await;
+    let filter = crate::JobFilter::default();
+    let page = crate::Jobs::list(&*jobs, &filter, None, 10).await.unwrap();
+    assert_eq!(page.jobs.len(), 1, "the others are listed");
+    let read = crate::Jobs::get(&*jobs, &id("a")).await;
+    assert!(
+        matches!(read, Err(crate::StoreError::Damaged(_))),
+        "{read:?}"
+    );
+    let claimed = crate::Jobs::claim(&*jobs, shard, &node("n"), NOW + 1, 10, 1_000).await;
+    let claimed = claimed.unwrap().jobs;
+    assert_eq!(claimed.len(), 1);
+    assert_eq!(claimed[0].id.as_str(), beside);
+    let counts = crate::Jobs::counts(&*jobs).await.unwrap();
+    assert_eq!((counts.failed, counts.firing, counts.pending), (1, 1, 0));
+    // An event comes past it, and it is forgotten like any other.
+    let named = Named {
+        id: id("a"),
+        does: Does::Cancel,
+        token: "t1".into(),
+    };
+    let paid = event("paid:1", "e1", EventKind::Happened, NOW);
+    let applied = lua
+        .call(lua.calls.event_apply(&named.id, &named, &paid))
+        .await;
+    assert_eq!(applied, Value::Int(0));
+    let later = NOW + 100 * 24 * RETENTION_MS;
+    let swept = crate::Jobs::sweep(&*jobs, shard, later, 10).await.unwrap();
+    assert_eq!(swept.jobs, 1);
+}

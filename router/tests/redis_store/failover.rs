@@ -259,7 +259,7 @@ async fn serves_without_a_part(mut cluster: RedisCluster, mut config: Config, ke
 }
 
 /// Gives the slot of `key` to another master while it is written to, step by step as an operator's tool does.
-async fn move_slot(cluster: &RedisCluster, key: &str) {
+pub(crate) async fn move_slot(cluster: &RedisCluster, key: &str) {
     let from = cluster.master_of(key).await;
     let to = (0..3).find(|at| *at != from).unwrap();
     let ask = async |at: usize, words: &[&str]| {

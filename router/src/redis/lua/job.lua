@@ -1,7 +1,7 @@
 -- What the functions of delayed jobs have in common; it stands before each of them.
 --
--- KEYS[1] names a shard. Everything about its jobs, and about the event names that fall into it, hangs on that name, and so is in
--- one slot. Times are Unix milliseconds and come with the call.
+-- KEYS: everything of a shard that is about its jobs: head, body, ids, and the jobs in each state. They are named in every call, so that
+-- Redis has it wait while the slot moves to another server, key by key. Times are Unix milliseconds and come with the call.
 --
 --   :head    hash, job id -> what changes about a job, see `load`
 --   :body    hash, job id -> what was asked for: a length in 4 bytes, so many bytes that never change, the plan
@@ -9,15 +9,11 @@
 --   :ids     sorted set in order, all jobs
 --   :early:TOKEN   set, events that a job learns of when it is written, see job_event_apply
 --
---   :names   sorted set in order, 'event name\0job id\0c' or 't' and a token: whom an event cancels or triggers
---   :event   hash, 'event name\0event id' -> 'at kind', then 'cancelled triggered' once it was driven to every job
---   :events  sorted set, events that were driven to the end by when they came; :open those that were not
---   :recent  hash, event name -> 'at event-id' of the newest event
---
 -- States: p pending, c claimed, r between two attempts, f fired, d failed, x cancelled, s skipped.
 
 local call = redis.call
-local HEAD, BODY, IN, IDS = KEYS[1] .. ':head', KEYS[1] .. ':body', KEYS[1] .. ':in:', KEYS[1] .. ':ids'
+local HEAD, BODY, IDS, BASE = KEYS[1], KEYS[2], KEYS[3], string.sub(KEYS[1], 1, -5)
+local IN = BASE .. 'in:'
 local OVER = { f = true, d = true, x = true, s = true }
 
 local function int(number) return string.format('%.0f', number) end
@@ -71,7 +67,7 @@ local function tell(job)
     local first = first_of(state)
     if first and first <= due then return end
   end
-  redis.pcall('PUBLISH', KEYS[1] .. ':notice', int(due))
+  redis.pcall('PUBLISH', BASE .. 'notice', int(due))
 end
 
 -- Writes what a job is now. A server that dies in between may bring half of it back: an index that the job contradicts is put right

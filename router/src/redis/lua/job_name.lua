@@ -1,6 +1,5 @@
--- Registers a job under an event name. KEYS[1]: the shard of the name. ARGV: name, 'job id\0', what the event does and token.
+-- Registers a job under an event name. ARGV: name, 'job id\0', what the event does and token.
 -- Answers the clock of the server, and 'at event-id' of the newest event of that name, if there is one.
-local call = redis.call
-call('ZADD', KEYS[1] .. ':names', 0, ARGV[1] .. '\0' .. ARGV[2])
+call('ZADD', NAMES, 0, ARGV[1] .. '\0' .. ARGV[2])
 local time = call('TIME')
-return { string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), call('HGET', KEYS[1] .. ':recent', ARGV[1]) }
+return { string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), call('HGET', RECENT, ARGV[1]) }

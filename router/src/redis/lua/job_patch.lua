@@ -4,7 +4,7 @@ local id, job = ARGV[1], load(ARGV[1])
 if not job then return {} end
 if job[STATE] ~= 'p' then return { 'refused', told(id, job) } end
 if ARGV[3] ~= '' then
-  local body = call('HGET', BODY, id)
+  local body = call('HGET', BODY, id) or '\0\0\0\0'
   call('HSET', BODY, id, string.sub(body, 1, 4 + struct.unpack('>I4', body)) .. ARGV[3])
   job[ACTIONS] = ARGV[4]
 end
