@@ -589,7 +589,7 @@ mod delayed_jobs {
         let to = redis(&server);
         migrate(&from, &to, false).await.unwrap();
         let jobs = to.jobs();
-        assert_eq!(unfinished(&*jobs).await, [paid.clone()]);
+        assert_eq!(unfinished(&*jobs).await, std::slice::from_ref(&paid));
         jobs.event(&paid).await.unwrap();
         assert!(unfinished(&*jobs).await.is_empty());
         assert_eq!(jobs.counts().await.unwrap().cancelled, 2_000);

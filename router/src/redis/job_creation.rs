@@ -22,6 +22,14 @@ struct Registered {
     early: Early,
 }
 
+/// What became of writing a job.
+enum Write {
+    /// It is decided.
+    Answered(Result<JobCreated, StoreError>),
+    /// It came too late: its names have to be registered again.
+    Late(NewJob),
+}
+
 impl RedisJobs {
     /// Creates jobs, all at once where there is room for all of them.
     pub(super) async fn create_all(
@@ -67,9 +75,8 @@ impl RedisJobs {
             }
             for (at, outcome) in join_all(writes).await {
                 match outcome {
-                    Ok(Ok(created)) => answers[at] = Ok(created),
-                    Ok(Err(again)) => todo.push((at, again)),
-                    Err(error) => answers[at] = Err(error),
+                    Write::Answered(answer) => answers[at] = answer,
+                    Write::Late(job) => todo.push((at, job)),
                 }
             }
             if todo.is_empty() {
@@ -130,7 +137,7 @@ impl RedisJobs {
         at: usize,
         registered: Registered,
         is_full: bool,
-    ) -> BoxFuture<'_, (usize, Result<Result<JobCreated, NewJob>, StoreError>)> {
+    ) -> BoxFuture<'_, (usize, Write)> {
         let Registered { job, token, early } = registered;
         let body = write_body(&job);
         let written = Written {
@@ -144,33 +151,34 @@ impl RedisJobs {
         let call = self.calls.create(&written, is_full, &early);
         let answered = self.link.submit(job.id.as_str(), call);
         Box::pin(async move {
-            let outcome = match answered.await.and_then(Became::parse) {
+            let answer = match answered.await.and_then(Became::parse) {
                 Ok(Became::Done(told)) => {
-                    return (
-                        at,
-                        told.with_body(body)
-                            .read()
-                            .map(|job| Ok(JobCreated::Created(job))),
-                    );
+                    let created = told.with_body(body).read().map(JobCreated::Created);
+                    return (at, Write::Answered(created));
                 }
-                Ok(Became::Refused(told)) => told.read().map(|known| {
-                    Ok(match known.fingerprint == job.fingerprint {
-                        true => JobCreated::Same(known),
-                        false => JobCreated::Conflict(known),
-                    })
-                }),
-                Ok(Became::Again) => Ok(Err(job.clone())),
-                Ok(Became::Nothing) => Err(StoreError::Full(format!(
-                    "there are {} delayed jobs already",
-                    self.calls.limits().jobs_max
-                ))),
                 // It may be written.
-                Err(error) => return (at, Err(error)),
+                Err(error) => return (at, Write::Answered(Err(error))),
+                Ok(answer) => answer,
             };
             for (name, named) in Named::all_of(&job, &token) {
                 self.link
                     .note(job.id.as_str(), self.calls.unname(&name, &named));
             }
+            let outcome = match answer {
+                Became::Again => Write::Late(job),
+                Became::Refused(told) | Became::Done(told) => {
+                    Write::Answered(told.read().map(|known| {
+                        match known.fingerprint == job.fingerprint {
+                            true => JobCreated::Same(known),
+                            false => JobCreated::Conflict(known),
+                        }
+                    }))
+                }
+                Became::Nothing => Write::Answered(Err(StoreError::Full(format!(
+                    "there are {} delayed jobs, which is the limit",
+                    self.calls.limits().jobs_max
+                )))),
+            };
             (at, outcome)
         })
     }

@@ -360,7 +360,7 @@ async fn an_event_whose_driver_died_is_driven_on_by_another_and_counted_once() {
     }
     assert_eq!(
         unfinished,
-        [event.clone()],
+        std::slice::from_ref(&event),
         "the driver died too late to show anything"
     );
     let expected = EventOutcome {
