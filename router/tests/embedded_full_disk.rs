@@ -6,15 +6,18 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use moorline_router::contract::jobs::{NOW, claim, id, job};
 use moorline_router::contract::{client, eventually, payloads, push, read_all, stored};
 use moorline_router::embedded::{Config, EmbeddedStore, Health, OpenError};
-use moorline_router::{Append, Appended, Inboxes, MessageId, Position, StoreError};
+use moorline_router::{
+    Append, Appended, Inboxes, JobChange, Jobs, MessageId, Position, StoreError,
+};
 
 const BALLAST_BYTES: usize = 80 << 20;
 const PAYLOAD_BYTES: usize = 50_000;
@@ -168,6 +171,58 @@ async fn a_reserve_keeps_the_disk_from_filling_and_ends_by_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_without_a_byte_left_is_gotten_over() {
     full_and_over_it(0, "disk: ").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delayed_jobs_are_what_was_answered_when_the_disk_was_full() {
+    let Some(disk) = SmallDisk::mount("size=260m") else {
+        return;
+    };
+    fs::write(disk.ballast(), vec![1; BALLAST_BYTES]).unwrap();
+    let store = EmbeddedStore::open(config(&disk, 0)).unwrap();
+    let mut waiting = HashSet::new();
+    for n in 0..400 {
+        store.create(job(&format!("job-{n}"), NOW)).await.unwrap();
+        waiting.insert(id(&format!("job-{n}")));
+    }
+    let cancel = async |n| {
+        let id = id(&format!("job-{n}"));
+        (Jobs::cancel(&*store, &id, NOW).await, id)
+    };
+    let mut cancels = Vec::new();
+    for n in 0..100 {
+        cancels.push(cancel(n).await);
+    }
+    let (_, cause) = fill(&store).await;
+    assert!(cause.contains("disk: "), "{cause}");
+    for n in 100..200 {
+        cancels.push(cancel(n).await);
+    }
+    let mut unknown = HashSet::new();
+    for (answer, id) in cancels {
+        match answer {
+            Ok(JobChange::Changed(_)) => assert!(waiting.remove(&id)),
+            Ok(other) => panic!("{other:?}"),
+            // It may have happened or not.
+            Err(StoreError::Unavailable(_)) => drop(unknown.insert(id)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(!unknown.is_empty(), "nothing was refused");
+    let mut earlier = store.earlier(0);
+    fs::remove_file(disk.ballast()).unwrap();
+    works_again(&store).await;
+    // Whoever sleeps looks again after an outage.
+    assert!(earlier.changed().await.is_ok());
+    let claimed = claim(&*store, NOW).await;
+    let counts = store.counts().await.unwrap();
+    assert_eq!(counts.total(), 400);
+    assert_eq!(counts.firing, claimed.len() as u64);
+    assert_eq!(counts.cancelled + counts.firing, 400);
+    let claimed: HashSet<_> = claimed.into_iter().map(|job| job.id).collect();
+    assert!(claimed.is_subset(&waiting), "what was cancelled fires");
+    let missing: HashSet<_> = waiting.difference(&claimed).cloned().collect();
+    assert!(missing.is_subset(&unknown), "what waited is lost");
 }
 
 #[tokio::test]
