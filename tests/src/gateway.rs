@@ -340,9 +340,17 @@ impl Gateway {
     /// # Panics
     /// When one does not run.
     pub fn send_sigterm(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends every process a signal.
+    ///
+    /// # Panics
+    /// When one does not run.
+    pub fn signal(&self, signal: Signal) {
         assert!(!self.roles.is_empty(), "the gateway runs");
         for role in &self.roles {
-            role.signal(Signal::TERM);
+            role.signal(signal);
         }
     }
 

@@ -415,16 +415,10 @@ fn retained_messages_stop_at_their_limit() {
         attacked.watched.is_served().await;
         let mut reader = Device::clean(attacked.gateway.mqtt(), V5, "reader").await;
         reader.subscribe("#", 0).await;
-        let mut found = 0;
-        reader.send(&PINGREQ).await.unwrap();
-        loop {
-            match reader.receive(SOON).await {
-                Arrived::Packet(Packet::Publish(_)) => found += 1,
-                Arrived::Packet(Packet::PingResp) => break,
-                other => panic!("{other:?}"),
-            }
+        for _ in 0..100 {
+            reader.take().await;
         }
-        assert_eq!(found, 100);
+        reader.has_nothing().await;
         attacked.recovers().await;
     });
 }

@@ -82,7 +82,7 @@ fn a_bad_push_is_refused_with_the_name_of_the_field() {
                 "properties.a",
             ),
             (
-                json!({"to": {"client": "c"}, "payload": "x", "delay": "15m"}),
+                json!({"to": {"client": "c"}, "payload": "x", "delay": "soon"}),
                 "delay",
             ),
             (
@@ -268,7 +268,11 @@ fn clients_are_listed_with_filters_and_pages() {
         api.get("/v1/clients?limit=x").await.problem(400);
         api.get("/v1/clients?colour=red").await.problem(400);
         let nodes = api.get("/v1/nodes").await.expect(200);
-        let running = if moorline_tests::cluster::wanted() { 2 } else { 1 };
+        let running = if moorline_tests::cluster::wanted() {
+            2
+        } else {
+            1
+        };
         assert_eq!(
             nodes["nodes"].as_array().map(Vec::len),
             Some(running),

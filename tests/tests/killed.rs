@@ -11,7 +11,7 @@ use moorline_tests::wire::{self, Connect, Packet, Publish, V3, V5};
 use moorline_tests::{Api, Gateway, Random};
 use tokio::task::JoinSet;
 
-use crate::support::{await_state, resume, run, to};
+use crate::support::{await_state, resume, run, to, warm_up};
 
 const PUBLISHERS: usize = 200;
 /// PUBLISH that one device sends before it waits for the first PUBACK.
@@ -74,6 +74,7 @@ fn every_upstream_message_with_a_puback_survives_kill_9_in_the_order_of_its_devi
     run(async {
         let mut random = Random::announced("upstream and kill -9");
         let mut gateway = Gateway::start().await;
+        warm_up(&gateway).await;
         let mut publishers: Vec<Publisher> = (0..PUBLISHERS)
             .map(|n| Publisher {
                 name: format!("car-{n}"),

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::support::{await_state, metric, push_numbered, resume, run, to};
+use crate::support::{await_state, metric, push_numbered, resume, run, to, warm_up};
 
 #[test]
 fn health_readiness_and_metrics_are_served() {
@@ -52,6 +52,7 @@ fn health_readiness_and_metrics_are_served() {
 fn sigterm_under_load_loses_nothing() {
     run(async {
         let mut gateway = Gateway::start().await;
+        warm_up(&gateway).await;
         let mut publishers = JoinSet::new();
         for n in 0..20 {
             let address = gateway.mqtt();
@@ -206,8 +207,7 @@ fn sigterm_answers_long_polls_and_closes_idle_devices_promptly() {
 fn interrupting_it_on_a_terminal_is_a_clean_stop_too() {
     run(async {
         let mut gateway = Gateway::start().await;
-        let pid = rustix::process::Pid::from_raw(gateway.pid().cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        gateway.signal(rustix::process::Signal::INT);
         assert_eq!(gateway.wait().await.code(), Some(0));
     });
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use moorline_tests::device::Device;
-use moorline_tests::wire::{Connect, V3, V5};
+use moorline_tests::wire::{Connect, Publish, V3, V5};
 use moorline_tests::{Api, Gateway, cluster, eventually};
 use serde_json::{Value, json};
 
@@ -33,6 +33,14 @@ pub(crate) fn run<T: Future<Output = ()>>(test: T) {
 
 pub(crate) async fn resume(gateway: &Gateway, version: u8, id: &str) -> Device {
     Device::connect(gateway.mqtt(), Connect::new(version, id).persistent()).await
+}
+
+/// Sends one message upstream, so that whatever is made with the first one is there.
+pub(crate) async fn warm_up(gateway: &Gateway) {
+    let mut device = Device::clean(gateway.mqtt(), V5, "first-of-all").await;
+    assert!(device.publish(Publish::new("up/first", 1, "x")).await < 0x80);
+    device.disconnect().await;
+    assert_eq!(gateway.await_upstream(1).await.len(), 1);
 }
 
 /// Pushes numbered texts one after the other; each is accepted before the next is sent.
