@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use moorline_tests::authority::Authority;
-use moorline_tests::device::{Arrived, Device};
+use moorline_tests::device::Device;
 use moorline_tests::waiting::SOON;
 use moorline_tests::wire::{self, Connect, PINGREQ, Packet, Publish, V3, V5, Will};
 use moorline_tests::{Gateway, Options, Random, eventually};
