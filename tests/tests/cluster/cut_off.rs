@@ -5,9 +5,8 @@ use std::time::Duration;
 use moorline_tests::eventually;
 use moorline_tests::servers::{Proxy, RedisServer};
 
-use super::bots::{Bots, Habits};
 use super::ledger::settle;
-use super::pushers::Pushers;
+use super::under_load;
 use super::world::{Shape, World};
 
 const BOTS: usize = 300;
@@ -29,10 +28,8 @@ fn a_node_cut_off_from_redis_gives_up_what_moved_and_keeps_what_is_its_own() {
             ..Shape::default()
         })
         .await;
-        let mut bots = Bots::start(BOTS, &world.mqtt, &mut random, Habits::STEADY).await;
         let pause = Duration::from_millis(1000);
-        let pushers = Pushers::start(&bots.names, &world.http, &mut random, pause);
-        pushers.await_more(BOTS, Duration::from_secs(60)).await;
+        let (mut bots, pushers) = under_load(&world, BOTS, &mut random, pause).await;
         let node = usize::try_from(random.below(3)).unwrap();
         let there = bots.on_node(node).len();
         if random.one_in(2) {

@@ -23,7 +23,13 @@ mod rolling;
 mod services_killed;
 mod subscribers;
 
+use std::time::Duration;
+
 use moorline_tests::Random;
+
+use bots::{Bots, Habits};
+use pushers::Pushers;
+use world::World;
 
 /// Runs `test` as often as asked, each time with a seed of its own, alone among the tests of this module.
 fn rounds(name: &str, test: impl AsyncFn(Random)) {
@@ -47,4 +53,18 @@ fn rounds(name: &str, test: impl AsyncFn(Random)) {
         crate::support::run(test(Random::from_seed(seed)));
         eprintln!("{name}: round {} took {:.0?}", round + 1, started.elapsed());
     }
+}
+
+/// So many devices on `world`, and backends that push to each with `pause` in between. Resolves when as many pushes were
+/// accepted as there are devices.
+async fn under_load(
+    world: &World,
+    devices: usize,
+    random: &mut Random,
+    pause: Duration,
+) -> (Bots, Pushers) {
+    let bots = Bots::start(devices, &world.mqtt, random, Habits::STEADY).await;
+    let pushers = Pushers::start(&bots.names, &world.http, random, pause);
+    pushers.await_more(devices, Duration::from_secs(60)).await;
+    (bots, pushers)
 }

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::bots::{Bots, Habits};
 use super::ledger::settle;
-use super::pushers::Pushers;
+use super::under_load;
 use super::world::{Shape, World};
 
 const BOTS: usize = 300;
@@ -14,10 +13,8 @@ fn what_was_accepted_follows_the_devices_of_a_killed_node_in_order() {
     const NAME: &str = "a node is killed";
     super::rounds(NAME, async |mut random| {
         let mut world = World::start(Shape::default()).await;
-        let mut bots = Bots::start(BOTS, &world.mqtt, &mut random, Habits::STEADY).await;
         let pause = Duration::from_millis(1000);
-        let pushers = Pushers::start(&bots.names, &world.http, &mut random, pause);
-        pushers.await_more(BOTS, Duration::from_secs(60)).await;
+        let (mut bots, pushers) = under_load(&world, BOTS, &mut random, pause).await;
         for _ in 0..2 {
             tokio::time::sleep(random.millis(200, 1500)).await;
             let victim = usize::try_from(random.below(3)).unwrap();

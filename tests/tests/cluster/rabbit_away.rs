@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use moorline_tests::eventually;
 
-use super::bots::{Bots, Habits};
+use super::bots::Bots;
 use super::ledger::settle;
 use super::pushers::Pushers;
+use super::under_load;
 use super::world::{Shape, World};
 
 const BOTS: usize = 300;
@@ -42,10 +43,8 @@ fn without_rabbitmq_pubacks_wait_pushes_go_on_and_nothing_acknowledged_is_missin
             ..Shape::default()
         })
         .await;
-        let mut bots = Bots::start(BOTS, &world.mqtt, &mut random, Habits::STEADY).await;
         let pause = Duration::from_millis(1000);
-        let pushers = Pushers::start(&bots.names, &world.http, &mut random, pause);
-        pushers.await_more(BOTS, Duration::from_secs(60)).await;
+        let (mut bots, pushers) = under_load(&world, BOTS, &mut random, pause).await;
 
         tokio::time::sleep(random.millis(200, 1500)).await;
         world.rabbit().kill9();

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::bots::{Bots, Habits};
+use super::bots::Bots;
 use super::ledger::settle;
-use super::pushers::{Accepted, Pushers};
+use super::pushers::Accepted;
+use super::under_load;
 use super::world::{Shape, World};
 
 const BOTS: usize = 300;
@@ -15,10 +16,8 @@ fn a_rolling_restart_of_every_process_loses_nothing() {
     const NAME: &str = "a rolling restart";
     super::rounds(NAME, async |mut random| {
         let mut world = World::start(Shape::default()).await;
-        let mut bots = Bots::start(BOTS, &world.mqtt, &mut random, Habits::STEADY).await;
         let pause = Duration::from_millis(1000);
-        let pushers = Pushers::start(&bots.names, &world.http, &mut random, pause);
-        pushers.await_more(BOTS, Duration::from_secs(60)).await;
+        let (mut bots, pushers) = under_load(&world, BOTS, &mut random, pause).await;
         let calm_from = Instant::now();
         tokio::time::sleep(Duration::from_secs(5)).await;
         let calm_to = Instant::now();

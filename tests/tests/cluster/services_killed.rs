@@ -9,6 +9,7 @@ use moorline_tests::servers::process::free_port;
 use super::bots::{Bots, Habits};
 use super::ledger::settle;
 use super::pushers::Pushers;
+use super::under_load;
 use super::world::{Shape, World};
 
 const BOTS: usize = 300;
@@ -18,10 +19,8 @@ fn a_killed_push_service_or_worker_loses_nothing_while_another_one_goes_on() {
     const NAME: &str = "services are killed";
     super::rounds(NAME, async |mut random| {
         let mut world = World::start(Shape::default()).await;
-        let mut bots = Bots::start(BOTS, &world.mqtt, &mut random, Habits::STEADY).await;
         let pause = Duration::from_millis(1000);
-        let pushers = Pushers::start(&bots.names, &world.http, &mut random, pause);
-        pushers.await_more(BOTS, Duration::from_secs(60)).await;
+        let (mut bots, pushers) = under_load(&world, BOTS, &mut random, pause).await;
         for _ in 0..2 {
             let victim = usize::try_from(random.below(2)).unwrap();
             tokio::time::sleep(random.millis(200, 1500)).await;
