@@ -2,15 +2,18 @@
 //!
 //! Both end in the store of delayed jobs, and the acknowledgement waits for it. Nothing is carried out here: that is the delay queue's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use moorline_mqtt::{Publish, ReasonCode, TopicName};
+use futures_util::future::BoxFuture;
+use moorline_mqtt::{Publish, QoS, ReasonCode, TopicName};
 use moorline_router::jobs::{DelayedPublication, TopicEvents, event_of_message, job_id_of_device};
 use moorline_router::{
     ActionKind, ClientId, Clock, JobAction, JobCreated, JobPlan, MessageId, NewJob, RetryPolicy,
     StoreError,
 };
 
+use crate::cluster::again_until_stored;
 use crate::message_parts::stable_hash;
 use crate::node::Node;
 use crate::publish::Durable;
@@ -80,13 +83,14 @@ pub(crate) fn later(topic: &TopicName, rules: &DelayRules) -> Option<Result<Late
 
 /// Stores what `client` publishes to be published later.
 pub(crate) fn store(
-    node: &Node,
+    node: &Arc<Node>,
     client: &ClientId,
     later: Later,
     publish: &Publish,
     id: &MessageId,
 ) -> Durable {
     let rules = &node.delays;
+    let qos = publish.qos;
     let mut publish = Publish {
         dup: false,
         packet_id: None,
@@ -121,13 +125,19 @@ pub(crate) fn store(
         trigger_on: Vec::new(),
         fingerprint,
     };
-    let jobs = std::sync::Arc::clone(&node.stores.jobs);
-    let client = client.clone();
+    let (node, client) = (Arc::clone(node), client.clone());
     at_once(async move {
-        if let JobCreated::Conflict(_) = jobs.create(job.clone()).await? {
+        let create = async |job: NewJob| {
+            let create = move |node: &Node| -> BoxFuture<'static, _> {
+                let (jobs, job) = (Arc::clone(&node.stores.jobs), job.clone());
+                Box::pin(async move { jobs.create(job).await })
+            };
+            kept(&node, qos, create).await
+        };
+        if let JobCreated::Conflict(_) = create(job.clone()).await? {
             // The id is another message's: this one needs its own.
             let id = job_id_of_device(&client, &MessageId::generate());
-            jobs.create(NewJob { id, ..job }).await?;
+            create(NewJob { id, ..job }).await?;
         }
         Ok(())
     })
@@ -135,7 +145,7 @@ pub(crate) fn store(
 
 /// Tells the events that come of what a device publishes.
 pub(crate) fn tell_events(
-    node: &Node,
+    node: &Arc<Node>,
     publish: &Publish,
     id: impl FnOnce() -> MessageId,
 ) -> Option<Durable> {
@@ -147,13 +157,31 @@ pub(crate) fn tell_events(
         return None;
     }
     let (id, now_ms) = (id(), node.delays.clock.now_ms());
-    let jobs = std::sync::Arc::clone(&node.stores.jobs);
+    let (node, qos) = (Arc::clone(node), publish.qos);
     Some(at_once(async move {
         for name in names {
-            jobs.event(&event_of_message(name, &id, now_ms)).await?;
+            let event = event_of_message(name, &id, now_ms);
+            let tell = move |node: &Node| -> BoxFuture<'static, _> {
+                let (jobs, event) = (Arc::clone(&node.stores.jobs), event.clone());
+                Box::pin(async move { jobs.event(&event).await })
+            };
+            kept(&node, qos, tell).await?;
         }
         Ok(())
     }))
+}
+
+/// In a cluster a device that waits for its acknowledgement waits for a store that is away, too. What is told again is known by its id.
+async fn kept<T>(
+    node: &Arc<Node>,
+    qos: QoS,
+    tell: impl Fn(&Node) -> BoxFuture<'static, Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let first = tell(node);
+    match qos {
+        QoS::AtMostOnce => first.await,
+        _ => again_until_stored(node, first, tell).await,
+    }
 }
 
 /// Begun now, also where nobody waits for it, and ended also where its device leaves.

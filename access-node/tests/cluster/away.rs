@@ -113,6 +113,22 @@ async fn what_must_be_durable_waits_in_order_for_a_redis_that_is_restarted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_to_be_published_later_waits_for_redis_and_is_kept_once() {
+    let world = World::new().await;
+    let a = world.node("a").await;
+    let mut sender = Device::connect(a.mqtt, persistent(V5, "sender")).await;
+    world.redis.freeze();
+    let frozen = Instant::now();
+    let mut publish = Publish::new("$delay/3600/up/x", 1, "later");
+    publish.packet_id = 7;
+    sender.send(&wire::publish(V5, &publish)).await.unwrap();
+    stays_unanswered(&mut sender, frozen).await;
+    world.redis.thaw();
+    assert_eq!(sender.await_puback(7).await, 0);
+    assert_eq!(world.stores.jobs.counts().await.unwrap().total(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_retained_messages_that_waited_the_last_is_kept_whoever_is_left_of_their_senders() {
     let mut world = World::new().await;
     let (a, b) = (world.node("a").await, world.node("b").await);
