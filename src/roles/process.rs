@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::backends::{Backends, SharedBackends};
 use super::setup::{Listeners, taken};
-use super::starting::Start;
+use super::starting::{Start, taking_devices};
 use super::{Role, say};
 use crate::Failure;
 use crate::config::Config;
@@ -211,9 +211,14 @@ impl Process {
         let draining = Arc::new(AtomicBool::new(false));
         let drain_asked = Arc::new(Notify::new());
         let http = TcpListener::from_std(http).context("http listener")?;
+        let mut dependencies = backends.dependencies(role);
+        let taking = Arc::new(AtomicBool::new(false));
+        if node.is_some() {
+            dependencies.push(taking_devices(Arc::clone(&taking)));
+        }
         let readiness = Readiness {
             draining: Arc::clone(&draining),
-            dependencies: backends.dependencies(role),
+            dependencies,
         };
         let key = key.as_ref();
         let keys =
@@ -297,6 +302,7 @@ impl Process {
                 let listening = node.listen(&device.socket, device.settings);
                 listening.context("cannot take devices")?;
             }
+            taking.store(true, Ordering::Release);
         }
         let drain = &config.cluster.drain;
         Ok(Self {

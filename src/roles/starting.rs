@@ -6,6 +6,7 @@
 
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -156,6 +157,18 @@ impl Start<'_> {
         };
         Ok(Waiting { http, why })
     }
+}
+
+/// What `/readyz` says of a node that does not listen yet.
+pub(super) fn taking_devices(taking: Arc<AtomicBool>) -> Dependency {
+    Dependency::new("access node", move || {
+        let mut found = Findings::default();
+        if !taking.load(Ordering::Acquire) {
+            let why = "started, and takes no devices yet: it waits for its shards";
+            found.reasons.push(why.to_owned());
+        }
+        Box::pin(std::future::ready(found))
+    })
 }
 
 /// The process has no node yet.
