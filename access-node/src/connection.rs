@@ -84,6 +84,10 @@ pub(crate) struct Connection {
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) received: BTreeMap<PacketId, ReceivedId>,
     /// What came behind a SUBSCRIBE or UNSUBSCRIBE that is not in force all over the cluster yet.
+    #[expect(
+        clippy::box_collection,
+        reason = "every connection has one, and hardly any holds packets"
+    )]
     pub(crate) held: Option<Box<VecDeque<Packet>>>,
     pub(crate) page: Option<Box<ReadingPage>>,
     /// What the device's topic aliases stand for; made with the first.
