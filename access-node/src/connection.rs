@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use moorline_mqtt::{Packet, PacketId, ReasonCode, Version};
+use moorline_mqtt::{PacketId, ReasonCode, Version};
 use moorline_router::{Epoch, InboxPage, MessageId, Position, StoreError};
 
 use crate::aliases::ReceivedAliases;
 use crate::close_reason::CloseReason;
 use crate::fences::Fences;
+use crate::held::Held;
 use crate::inbound::Turn;
 use crate::node::Node;
 use crate::outbound::Corked;
@@ -23,7 +24,7 @@ use crate::rate::Meter;
 use crate::reader::{ReadError, Reader, Received};
 use crate::session::Session;
 use crate::unrouted::Unrouted;
-use crate::wire::{BEHIND, CLOSING, FEEDING, RESTORE, UNSENT, Wire, YIELDED};
+use crate::wire::{BEHIND, CLOSING, FEEDING, RESTORE, UNREAD, UNSENT, Wire, YIELDED};
 
 /// Bytes of a page of the inbox.
 const PAGE_BYTES: usize = 256 * 1024;
@@ -84,11 +85,7 @@ pub(crate) struct Connection {
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) received: BTreeMap<PacketId, ReceivedId>,
     /// What came behind a SUBSCRIBE or UNSUBSCRIBE that is not in force all over the cluster yet.
-    #[expect(
-        clippy::box_collection,
-        reason = "every connection has one, and hardly any holds packets"
-    )]
-    pub(crate) held: Option<Box<VecDeque<Packet>>>,
+    pub(crate) held: Option<Box<Held>>,
     pub(crate) page: Option<Box<ReadingPage>>,
     /// What the device's topic aliases stand for; made with the first.
     pub(crate) aliases: Option<Box<ReceivedAliases>>,
@@ -204,8 +201,15 @@ impl Connection {
             || self.is_recovering()
             || self.has_too_much_unrouted()
             || self.holds_enough()
-            || self.is_ignored()
         {
+            self.wire.signal(UNREAD);
+            return Poll::Pending;
+        }
+        if self.wire.is_signalled(UNREAD) {
+            self.wire.received(self.node.clock.now_s());
+            self.wire.clear(UNREAD);
+        }
+        if self.is_ignored() {
             return Poll::Pending;
         }
         if let Some(meter) = &mut self.meter {

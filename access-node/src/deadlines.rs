@@ -14,6 +14,7 @@ use crate::close_reason::CloseReason;
 use crate::cluster::comparison;
 use crate::node::Node;
 use crate::session::{Link, Session, State};
+use crate::wire::UNREAD;
 
 /// Seconds after which every connection is looked at, whatever its deadlines.
 const LOOK_EVERY_S: u32 = 30;
@@ -135,7 +136,10 @@ fn look(state: &mut State, epoch: Epoch, now_s: u32, node: &Node) -> Option<u32>
     if link.closing.is_some() {
         return None;
     }
-    let last_s = link.wire.last_received_s();
+    let last_s = match link.wire.is_signalled(UNREAD) {
+        true => now_s,
+        false => link.wire.last_received_s(),
+    };
     let mut next_s = u32::MAX;
     if let Some(left_s) = credentials_left_s(link) {
         if left_s == 0 {

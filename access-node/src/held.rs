@@ -13,11 +13,31 @@ use crate::close_reason::CloseReason;
 use crate::connection::Connection;
 use crate::inbound::Turn;
 
+/// Bytes of payloads beyond which no more is read.
+const BYTES_MAX: usize = 256 * 1024;
+
 fn waits(packet: &Packet) -> bool {
     !matches!(
         packet,
         Packet::PubAck(_) | Packet::PubRec(_) | Packet::PubComp(_) | Packet::PingReq
     )
+}
+
+/// Packets that wait, in order.
+#[derive(Default)]
+pub(crate) struct Held {
+    packets: VecDeque<Packet>,
+    /// Of their payloads.
+    bytes: usize,
+}
+
+impl Held {
+    fn push(&mut self, packet: Packet) {
+        if let Packet::Publish(publish) = &packet {
+            self.bytes += publish.payload.len();
+        }
+        self.packets.push_back(packet);
+    }
 }
 
 impl Connection {
@@ -28,31 +48,33 @@ impl Connection {
 
     /// Puts the packet behind those that wait, or gives it back if it need not.
     pub(crate) fn held_back(&mut self, packet: Packet) -> Option<Packet> {
-        match &mut self.held {
-            Some(held) if waits(&packet) => {
-                held.push_back(packet);
-                None
-            }
-            _ => Some(packet),
+        if self.held.is_none() || !waits(&packet) {
+            return Some(packet);
         }
+        if let Packet::Disconnect(disconnect) = &packet {
+            // What the device says of its will and session holds however the connection ends; only its end waits.
+            self.on_disconnect(disconnect);
+        }
+        self.held.get_or_insert_default().push(packet);
+        None
     }
 
     /// No more is read: so much waits, or the device has said that it is gone.
     pub(crate) fn holds_enough(&self) -> bool {
         self.held.as_ref().is_some_and(|held| {
-            held.len() >= usize::from(self.node.config.receive_maximum)
-                || matches!(held.back(), Some(Packet::Disconnect(_)))
+            held.packets.len() >= usize::from(self.node.config.receive_maximum)
+                || held.bytes > BYTES_MAX
+                || matches!(held.packets.back(), Some(Packet::Disconnect(_)))
         })
     }
 
     /// Goes on with what waited, up to the next packet that has others wait.
     pub(crate) fn let_go(&mut self, turn: &mut Turn) -> Result<(), CloseReason> {
-        let mut waiting: VecDeque<Packet> =
-            self.held.take().map_or_else(VecDeque::new, |held| *held);
+        let mut waiting = self.held.take().unwrap_or_default().packets;
         while let Some(packet) = waiting.pop_front() {
             self.on_packet(packet, turn)?;
             if let Some(held) = &mut self.held {
-                held.append(&mut waiting);
+                waiting.drain(..).for_each(|packet| held.push(packet));
             }
         }
         Ok(())

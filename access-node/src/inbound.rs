@@ -520,7 +520,7 @@ impl Connection {
         Ok(())
     }
 
-    fn on_disconnect(&mut self, disconnect: &Disconnect) -> CloseReason {
+    pub(crate) fn on_disconnect(&mut self, disconnect: &Disconnect) -> CloseReason {
         let mut state = self.session.lock();
         if state.link_of(self.epoch).is_none() {
             return CloseReason::TakenOver;

@@ -90,6 +90,10 @@ impl Connection {
 
     /// Passes the first of them on, once it is noted.
     pub(crate) fn on_noted(&mut self, noted: Result<(), StoreError>) -> Result<(), CloseReason> {
+        if noted.is_err() {
+            // Nor does what stands behind it; and what has been waited for once must not be waited for again.
+            self.unrouted = None;
+        }
         match noted {
             Ok(()) => {}
             // The device is connected elsewhere, where nobody would hear of it: it does not go on from here.

@@ -32,6 +32,8 @@ pub(crate) const FEEDING: u8 = 8;
 pub(crate) const YIELDED: u8 = 16;
 /// The stores have lost what they are to have of the connection.
 pub(crate) const RESTORE: u8 = 32;
+/// It is this side that does not read: nothing is to be concluded from the device's silence.
+pub(crate) const UNREAD: u8 = 64;
 
 /// The part of a connection that its task and its deliverers share without a lock.
 #[derive(Debug)]

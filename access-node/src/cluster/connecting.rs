@@ -109,7 +109,12 @@ pub(crate) async fn take_session(
     claim: &Claim,
     expiry_interval_s: u32,
 ) -> Result<(Arc<Session>, bool), StoreError> {
-    let mut session_over = close_here(node, client).await?;
+    let ended_here = close_here(node, client).await?;
+    // That of the connection before, not of one that had been displaced already.
+    let mut session_over = ended_here.is_some_and(|epoch| {
+        let previous = claim.previous.as_ref();
+        previous.is_some_and(|route| route.epoch == epoch)
+    });
     session_over |= cluster.departures.ended_before(client, claim.epoch);
     if let Some(previous) = claim
         .previous
@@ -176,30 +181,34 @@ fn is_over(record: &SessionRecord) -> bool {
     }
 }
 
-/// Closes the connection that this node has of `client`, and forgets its session; says whether the device had ended that.
-async fn close_here(node: &Arc<Node>, client: &ClientId) -> Result<bool, StoreError> {
+/// Closes the connection that this node has of `client`, and forgets its session; gives the epoch of a connection with which the
+/// device had ended that.
+async fn close_here(node: &Arc<Node>, client: &ClientId) -> Result<Option<Epoch>, StoreError> {
     let Some(session) = node.session(client) else {
-        return Ok(false);
+        return Ok(None);
     };
     close_session(node, &session).await
 }
 
-async fn close_session(node: &Arc<Node>, session: &Arc<Session>) -> Result<bool, StoreError> {
+async fn close_session(
+    node: &Arc<Node>,
+    session: &Arc<Session>,
+) -> Result<Option<Epoch>, StoreError> {
     let (settled, closed) = {
         let mut state = session.lock();
         let settled = node.handovers.await_settled(&session.client, &state);
         if let Some(link) = &mut state.link {
             link.close(CloseReason::TakenOver);
         }
-        (settled, state.detach().is_some())
+        (settled, state.detach().map(|link| link.epoch))
     };
-    if closed {
+    if closed.is_some() {
         node.metrics.closed(CloseReason::TakenOver);
     }
     settled.wait(SETTLED_TIMEOUT).await;
-    let session_over = session.lock().expiry_interval_s == 0;
+    let ends_session = session.lock().expiry_interval_s == 0;
     forget(node, session).await?;
-    Ok(session_over)
+    Ok(closed.filter(|_| ends_session))
 }
 
 /// Drops the session from the node's memory: the stores have what goes on.
@@ -237,7 +246,7 @@ pub(crate) async fn displace(
     });
     let found = session.is_some();
     let mut session_over = match session {
-        Some(session) => close_session(node, &session).await?,
+        Some(session) => close_session(node, &session).await?.is_some(),
         None => false,
     };
     cluster.departures.over(client).await;

@@ -74,7 +74,7 @@ impl Clock {
         Self(Source::ByHand(Arc::new(watch::Sender::new(now_ms))))
     }
 
-    /// Now, Unix milliseconds. Never less than before, but for a correction of more than [`STEP_MAX`].
+    /// Now, Unix milliseconds. Never less than before, but for a correction of more than ten seconds.
     pub fn now_ms(&self) -> u64 {
         let now = match &self.0 {
             Source::Machine(running) => {
