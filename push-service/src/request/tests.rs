@@ -266,7 +266,7 @@ fn a_wrong_field_is_named_with_what_would_be_right() {
         (
             with(r#""deliver_at": "x""#),
             "deliver_at",
-            "is not supported yet",
+            "goes with POST /v1/push only",
         ),
         (with(r#""pyload": """#), "pyload", "is not a known field"),
         (with(r#""payload": """#), "payload", "is given twice"),
@@ -391,6 +391,6 @@ fn the_document_names_the_fields_that_are_read_and_no_others() {
     for name in properties(TargetRequest::schema()) {
         assert!(TargetRequest::default().slot(&name).is_some(), "{name}");
     }
-    assert_eq!(properties(PushRequest::schema()).len(), 9);
+    assert_eq!(properties(PushRequest::schema()).len(), 11);
     assert_eq!(properties(TargetRequest::schema()).len(), 2);
 }
