@@ -54,9 +54,16 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
+    /// Whether the store said so: it also gives more time to leases that nobody could renew, which no clock here knows of.
     pub(super) fn is_alive(&self, node: &NodeId) -> bool {
+        self.alive.contains_key(node)
+    }
+
+    /// Whether that is still to be relied on.
+    fn is_alive_for_sure(&self, node: &NodeId) -> bool {
+        let now = Instant::now();
         let until = self.alive.get(node).map(|(until, _)| *until);
-        until.is_some_and(|until| until > Instant::now())
+        self.fresh_until > now && until.is_some_and(|until| until > now)
     }
 
     /// Whether a node that is not alive is dead: after the registry was emptied not before every node had the time to
@@ -123,8 +130,8 @@ impl Registry {
         let fresh = || {
             let last = self.last.lock();
             let last = last.as_ref()?;
-            let known = last.is_alive(node) && last.fresh_until > Instant::now();
-            (known || last.at.elapsed() < FRESH_FOR_STRANGERS).then(|| last.clone())
+            let stranger = !last.is_alive(node) && last.at.elapsed() < FRESH_FOR_STRANGERS;
+            (stranger || last.is_alive_for_sure(node)).then(|| last.clone())
         };
         if let Some(nodes) = fresh() {
             return Ok(nodes);
