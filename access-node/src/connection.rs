@@ -15,7 +15,7 @@ use moorline_router::{Epoch, InboxPage, MessageId, Position, StoreError};
 use crate::aliases::ReceivedAliases;
 use crate::close_reason::CloseReason;
 use crate::fences::Fences;
-use crate::held::Held;
+use crate::held::Waiting;
 use crate::inbound::Turn;
 use crate::node::Node;
 use crate::outbound::Corked;
@@ -23,7 +23,6 @@ use crate::publish::Durable;
 use crate::rate::Meter;
 use crate::reader::{ReadError, Reader, Received};
 use crate::session::Session;
-use crate::unrouted::Unrouted;
 use crate::wire::{BEHIND, CLOSING, FEEDING, RESTORE, UNREAD, UNSENT, Wire, YIELDED};
 
 /// Bytes of a page of the inbox.
@@ -84,15 +83,13 @@ pub(crate) struct Connection {
     pub(crate) reader: Reader,
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) received: BTreeMap<PacketId, ReceivedId>,
-    /// What came behind a SUBSCRIBE or UNSUBSCRIBE that is not in force all over the cluster yet.
-    pub(crate) held: Option<Box<Held>>,
     pub(crate) page: Option<Box<ReadingPage>>,
     /// What the device's topic aliases stand for; made with the first.
     pub(crate) aliases: Option<Box<ReceivedAliases>>,
     /// Behind which everything durable of this connection stands; made with the first.
     pub(crate) fences: Option<Box<Fences>>,
-    /// Publishes that wait for a note before they are passed on; only in a cluster, and while there are any.
-    pub(crate) unrouted: Option<Box<Unrouted>>,
+    /// What the device has sent and must wait for what it had sent before.
+    pub(crate) waiting: Option<Box<Waiting>>,
     /// Present where the rates of a device are limited.
     pub(crate) meter: Option<Box<Meter>>,
     /// Whether its end counts where flapping clients are looked for.
@@ -222,9 +219,9 @@ impl Connection {
 
     /// Of QoS 0 nothing stands in the line.
     fn has_too_much_unrouted(&self) -> bool {
-        let unrouted = self.unrouted.as_ref();
+        let waiting = self.waiting.as_ref();
         let limit = usize::from(self.node.config.receive_maximum);
-        unrouted.is_some_and(|unrouted| unrouted.len() > limit)
+        waiting.is_some_and(|waiting| waiting.unrouted.len() > limit)
     }
 
     /// Whether what a store that was out of reach has not taken is being written again.
@@ -412,6 +409,6 @@ mod tests {
     #[test]
     fn an_idle_connection_is_small() {
         let size = size_of::<Connection>();
-        assert!(size <= 208, "Connection grew to {size} bytes");
+        assert!(size <= 200, "Connection grew to {size} bytes");
     }
 }

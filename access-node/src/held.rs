@@ -12,6 +12,7 @@ use moorline_mqtt::Packet;
 use crate::close_reason::CloseReason;
 use crate::connection::Connection;
 use crate::inbound::Turn;
+use crate::unrouted::Unrouted;
 
 /// Bytes of payloads beyond which no more is read.
 const BYTES_MAX: usize = 256 * 1024;
@@ -25,10 +26,18 @@ fn waits(packet: &Packet) -> bool {
 
 /// Packets that wait, in order.
 #[derive(Default)]
-pub(crate) struct Held {
+struct Held {
     packets: VecDeque<Packet>,
     /// Of their payloads.
     bytes: usize,
+}
+
+/// What a connection has taken from its device and not acted on; only in a cluster, and while there is any.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    /// Behind a SUBSCRIBE or UNSUBSCRIBE that is not in force all over the cluster yet.
+    held: Option<Held>,
+    pub(crate) unrouted: Unrouted,
 }
 
 impl Held {
@@ -43,25 +52,49 @@ impl Held {
 impl Connection {
     /// Everything behind the packet that is looked at waits for [`Self::let_go`].
     pub(crate) fn hold(&mut self) {
-        self.held.get_or_insert_default();
+        self.waiting
+            .get_or_insert_default()
+            .held
+            .get_or_insert_default();
+    }
+
+    fn held(&mut self) -> Option<&mut Held> {
+        self.waiting.as_mut()?.held.as_mut()
+    }
+
+    /// An idle connection has no room for what waits.
+    pub(crate) fn drop_empty_waiting(&mut self) {
+        let waiting = self.waiting.as_ref();
+        if waiting.is_some_and(|waiting| waiting.held.is_none() && waiting.unrouted.is_empty()) {
+            self.waiting = None;
+        }
     }
 
     /// Puts the packet behind those that wait, or gives it back if it need not.
     pub(crate) fn held_back(&mut self, packet: Packet) -> Option<Packet> {
-        if self.held.is_none() || !waits(&packet) {
+        if self.held().is_none() || !waits(&packet) {
             return Some(packet);
         }
         if let Packet::Disconnect(disconnect) = &packet {
             // What the device says of its will and session holds however the connection ends; only its end waits.
             self.on_disconnect(disconnect);
         }
-        self.held.get_or_insert_default().push(packet);
-        None
+        match self.held() {
+            Some(held) => {
+                held.push(packet);
+                None
+            }
+            None => Some(packet),
+        }
     }
 
     /// No more is read: so much waits, or the device has said that it is gone.
     pub(crate) fn holds_enough(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| {
+        let held = self
+            .waiting
+            .as_ref()
+            .and_then(|waiting| waiting.held.as_ref());
+        held.is_some_and(|held| {
             held.packets.len() >= usize::from(self.node.config.receive_maximum)
                 || held.bytes > BYTES_MAX
                 || matches!(held.packets.back(), Some(Packet::Disconnect(_)))
@@ -70,11 +103,16 @@ impl Connection {
 
     /// Goes on with what waited, up to the next packet that has others wait.
     pub(crate) fn let_go(&mut self, turn: &mut Turn) -> Result<(), CloseReason> {
-        let mut waiting = self.held.take().unwrap_or_default().packets;
-        while let Some(packet) = waiting.pop_front() {
+        let held = self
+            .waiting
+            .as_mut()
+            .and_then(|waiting| waiting.held.take());
+        self.drop_empty_waiting();
+        let mut packets = held.unwrap_or_default().packets;
+        while let Some(packet) = packets.pop_front() {
             self.on_packet(packet, turn)?;
-            if let Some(held) = &mut self.held {
-                waiting.drain(..).for_each(|packet| held.push(packet));
+            if let Some(held) = self.held() {
+                packets.drain(..).for_each(|packet| held.push(packet));
             }
         }
         Ok(())

@@ -210,9 +210,10 @@ impl Connection {
         id: Option<MessageId>,
         turn: &mut Turn,
     ) -> Option<Durable> {
-        match self.unrouted {
-            Some(_) => Some(self.route_later(publish, id, None)),
-            None => self.route_now(publish, id, &mut turn.corked).durable,
+        let waiting = self.waiting.as_ref();
+        match waiting.is_some_and(|waiting| !waiting.unrouted.is_empty()) {
+            true => Some(self.route_later(publish, id, None)),
+            false => self.route_now(publish, id, &mut turn.corked).durable,
         }
     }
 

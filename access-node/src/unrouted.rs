@@ -21,7 +21,7 @@ use crate::publish::Durable;
 type Routed = Result<Option<Durable>, StoreError>;
 
 /// One publish that waits for its turn.
-struct Waiting {
+struct UnroutedPublish {
     publish: Publish,
     id: Option<MessageId>,
     /// What has to be noted first, of this one.
@@ -32,13 +32,13 @@ struct Waiting {
 
 /// What a connection has taken and not passed on, in order.
 #[derive(Default)]
-pub(crate) struct Unrouted(VecDeque<Waiting>);
+pub(crate) struct Unrouted(VecDeque<UnroutedPublish>);
 
 impl Unrouted {
     /// Puts `publish` behind the others. The future resolves when it has been passed on and is durable.
     fn push(&mut self, publish: Publish, id: Option<MessageId>, noted: Option<Durable>) -> Durable {
         let (routed, durable) = oneshot::channel::<Routed>();
-        self.0.push_back(Waiting {
+        self.0.push_back(UnroutedPublish {
             publish,
             id,
             noted,
@@ -55,7 +55,7 @@ impl Unrouted {
 
     fn poll_noted(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
         match self.0.front_mut() {
-            Some(Waiting {
+            Some(UnroutedPublish {
                 noted: Some(noted), ..
             }) => noted.as_mut().poll(context),
             Some(_) => Poll::Ready(Ok(())),
@@ -65,6 +65,10 @@ impl Unrouted {
 
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -76,14 +80,14 @@ impl Connection {
         id: Option<MessageId>,
         noted: Option<Durable>,
     ) -> Durable {
-        let unrouted = self.unrouted.get_or_insert_default();
+        let unrouted = &mut self.waiting.get_or_insert_default().unrouted;
         unrouted.push(publish.clone(), id, noted)
     }
 
     /// Resolves when the first of those that wait may be passed on, or never can be.
     pub(crate) fn poll_noted(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
-        match &mut self.unrouted {
-            Some(unrouted) => unrouted.poll_noted(context),
+        match &mut self.waiting {
+            Some(waiting) => waiting.unrouted.poll_noted(context),
             None => Poll::Pending,
         }
     }
@@ -92,7 +96,7 @@ impl Connection {
     pub(crate) fn on_noted(&mut self, noted: Result<(), StoreError>) -> Result<(), CloseReason> {
         if noted.is_err() {
             // Nor does what stands behind it; and what has been waited for once must not be waited for again.
-            self.unrouted = None;
+            self.forget_unrouted();
         }
         match noted {
             Ok(()) => {}
@@ -109,15 +113,20 @@ impl Connection {
         Ok(())
     }
 
+    fn forget_unrouted(&mut self) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.unrouted = Unrouted::default();
+        }
+        self.drop_empty_waiting();
+    }
+
     fn route_first(&mut self, corked: &mut Corked) {
-        let Some(unrouted) = &mut self.unrouted else {
+        let Some(waiting) = &mut self.waiting else {
             return;
         };
-        let first = unrouted.0.pop_front();
-        if unrouted.0.is_empty() {
-            self.unrouted = None;
-        }
-        if let Some(Waiting {
+        let first = waiting.unrouted.0.pop_front();
+        self.drop_empty_waiting();
+        if let Some(UnroutedPublish {
             publish,
             id,
             routed,
@@ -133,12 +142,15 @@ impl Connection {
     /// Passes everything on that was noted, at the end of a connection. What is not noted does not go on, nor does what comes
     /// after it: the device repeats it.
     pub(crate) async fn route_rest(&mut self) {
-        while let Some(unrouted) = &mut self.unrouted {
-            if let Some(noted) = unrouted.0.front_mut().and_then(|first| first.noted.take())
+        while let Some(first) = self
+            .waiting
+            .as_mut()
+            .and_then(|waiting| waiting.unrouted.0.front_mut())
+        {
+            if let Some(noted) = first.noted.take()
                 && noted.await.is_err()
             {
-                self.unrouted = None;
-                return;
+                return self.forget_unrouted();
             }
             self.route_first(&mut Corked::new());
         }

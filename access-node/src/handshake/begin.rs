@@ -257,8 +257,7 @@ async fn begin_owned(
         aliases: None,
         feeding: true,
         fences: None,
-        unrouted: None,
-        held: None,
+        waiting: None,
         meter: node.device_rates.meter(),
         may_flap: !exempt,
     })

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod away;
+mod held;
 mod nodes;
 
 use std::time::{Duration, Instant};
@@ -125,6 +126,12 @@ async fn a_qos_2_publish_does_not_go_on_from_a_node_that_has_lost_its_device() {
     }
     assert_eq!(first.await_close(SOON).await, Some(0x8E));
     assert!(world.waiting("target").await.is_empty());
+    eventually(SOON, "its node forgets it", || async {
+        let nodes = a.node.nodes();
+        let sessions = nodes.sessions(&a.id, &[client("sender")]).await.unwrap();
+        sessions[0].is_none().then_some(())
+    })
+    .await;
     for mut publish in [publish, behind] {
         publish.dup = true;
         assert_eq!(second.publish(publish).await, 0);
