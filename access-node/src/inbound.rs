@@ -281,7 +281,7 @@ impl Connection {
                 self.node
                     .stores
                     .sessions
-                    .release_received(&self.session.client, id)
+                    .release_received(&self.session.client, self.epoch, id)
             });
             self.put_in_line(forgotten, answer);
             return Ok(());
@@ -354,10 +354,10 @@ impl Connection {
         // The device may use the identifier again once it has PUBCOMP: it must be forgotten durably
         // before, or a new message would pass for a repetition of the old one.
         let durable = stored.then(|| {
-            let session = Arc::clone(&self.session);
+            let (session, epoch) = (Arc::clone(&self.session), self.epoch);
             until_stored(&self.node, move |node| {
                 let sessions = &node.stores.sessions;
-                sessions.release_received(&session.client, id)
+                sessions.release_received(&session.client, epoch, id)
             })
         });
         let reason = match found {
@@ -430,7 +430,7 @@ impl Connection {
                 self.node
                     .stores
                     .sessions
-                    .release_received(&self.session.client, *id),
+                    .release_received(&self.session.client, self.epoch, *id),
             );
         }
         let mut turn = Turn::new();

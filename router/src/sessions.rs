@@ -103,10 +103,12 @@ pub trait Sessions: Send + Sync {
         received: ReceivedPublish,
     ) -> BoxFuture<'static, Result<(), StoreError>>;
 
-    /// Forgets it on PUBREL.
+    /// Forgets it on PUBREL, or because it was refused, which the connection `epoch` heard of. [`StoreError::Stale`] behind the line that
+    /// [`Sessions::save_received`] is about: by then the identifier may be that of another PUBLISH, and the device repeats its PUBREL.
     fn release_received(
         &self,
         client: &ClientId,
+        epoch: Epoch,
         packet_id: PacketId,
     ) -> BoxFuture<'static, Result<(), StoreError>>;
 

@@ -111,11 +111,11 @@ pub async fn received_packet_ids_are_kept_until_released(backend: &mut dyn Backe
             .is_empty()
     );
     sessions
-        .release_received(&device, done.packet_id)
+        .release_received(&device, Epoch(1), done.packet_id)
         .await
         .unwrap();
     sessions
-        .release_received(&device, done.packet_id)
+        .release_received(&device, Epoch(1), done.packet_id)
         .await
         .unwrap();
     assert_eq!(sessions.received(&device).await.unwrap(), [second]);
@@ -243,12 +243,17 @@ pub async fn a_newer_connection_knows_all_that_older_ones_may_note_of_packets(
     note(old, &done(&second)).await.unwrap();
     // The newer one goes on, and what the older one still has to say is about something else.
     sessions
-        .release_received(&device, first.packet_id)
+        .release_received(&device, new, first.packet_id)
         .await
         .unwrap();
     let next = received(1, false);
     note(new, &next).await.unwrap();
     is_refused(note(old, &done(&first)).await);
+    is_refused(
+        sessions
+            .release_received(&device, old, next.packet_id)
+            .await,
+    );
     assert_eq!(
         sessions.received(&device).await.unwrap(),
         [next, done(&second), late]
@@ -297,7 +302,7 @@ pub async fn an_older_connection_writes_nothing_any_more(backend: &mut dyn Backe
         std::slice::from_ref(&done)
     );
     sessions
-        .release_received(&device, done.packet_id)
+        .release_received(&device, old, done.packet_id)
         .await
         .unwrap();
     let refused = sessions.delete(&device, Some(old)).await;

@@ -187,8 +187,17 @@ impl Sessions for EmbeddedStore {
     fn release_received(
         &self,
         client: &ClientId,
+        epoch: Epoch,
         packet_id: PacketId,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
+        if let Some(current) = self
+            .shared
+            .routes
+            .owned(client)
+            .filter(|owned| *owned > epoch)
+        {
+            return async move { Err(StoreError::Stale { current }) }.boxed();
+        }
         self.remove(keys::received(client, packet_id.0.get()))
     }
 

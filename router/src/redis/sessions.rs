@@ -14,6 +14,7 @@ use crate::{ClientId, Epoch, ReceivedPublish, SessionRecord, Sessions, StoreErro
 static SESSION_SAVE: Script = script!("fence.lua", "session_save.lua");
 static SESSION_DELETE: Script = script!("fence.lua", "session_delete.lua");
 static RECEIVED_SAVE: Script = script!("received_save.lua");
+static RECEIVED_RELEASE: Script = script!("received_release.lua");
 static WILL_SAVE: Script = script!("will_save.lua");
 static WILL_DELETE: Script = script!("will_delete.lua");
 
@@ -21,6 +22,7 @@ pub(super) static SCRIPTS: &[&Script] = &[
     &SESSION_SAVE,
     &SESSION_DELETE,
     &RECEIVED_SAVE,
+    &RECEIVED_RELEASE,
     &WILL_SAVE,
     &WILL_DELETE,
 ];
@@ -173,9 +175,13 @@ impl Sessions for RedisStore {
     fn release_received(
         &self,
         client: &ClientId,
+        epoch: Epoch,
         packet_id: PacketId,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
-        let release = Call::command("HDEL", &self.received_key(client)).arg(packet_id.0.get());
+        let keys = [self.route_key(client), self.received_key(client)];
+        let release = Call::script(&RECEIVED_RELEASE, &keys)
+            .arg(epoch.0)
+            .arg(packet_id.0.get());
         let released = self.link.submit(client.as_str(), release);
         async move { released.await.map(|_| ()) }.boxed()
     }

@@ -227,7 +227,12 @@ async fn serves_without_a_part(mut cluster: RedisCluster, mut config: Config, ke
         let (began, gone) = (Instant::now(), client("device-0"));
         assert!(store.load(&gone).await.is_err());
         let packet_id = PacketId(NonZeroU16::MIN);
-        assert!(store.release_received(&gone, packet_id).await.is_err());
+        assert!(
+            store
+                .release_received(&gone, Epoch(1), packet_id)
+                .await
+                .is_err()
+        );
         began.elapsed() < Duration::from_millis(200)
     })
     .await;
@@ -240,14 +245,18 @@ async fn serves_without_a_part(mut cluster: RedisCluster, mut config: Config, ke
     for _ in 0..5 {
         let began = Instant::now();
         // In the same lanes as what is refused.
-        let refused = store.release_received(&client("device-0"), PacketId(NonZeroU16::MIN));
+        let refused =
+            store.release_received(&client("device-0"), Epoch(1), PacketId(NonZeroU16::MIN));
         for client in &kept {
             let epoch = Epoch(u64::MAX >> 12);
             // Its index may be in the part that is gone: then it says so, as fast.
             let _ = store.save(epoch, session(client)).await;
             assert!(store.load(client).await.unwrap().is_some());
             let packet_id = PacketId(NonZeroU16::MIN);
-            store.release_received(client, packet_id).await.unwrap();
+            store
+                .release_received(client, Epoch(u64::MAX), packet_id)
+                .await
+                .unwrap();
         }
         assert!(refused.await.is_err());
         assert!(
