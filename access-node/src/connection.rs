@@ -100,6 +100,8 @@ enum Event {
     Closing,
     Noted(Result<(), StoreError>),
     Committed(Result<(), StoreError>),
+    InForce(Result<(), StoreError>, Bytes),
+    HeldForLong,
     Writable,
     Page(Result<InboxPage, StoreError>, Position),
     Feeding,
@@ -127,6 +129,8 @@ impl Connection {
                 Event::Closing => return self.closing_reason(),
                 Event::Noted(result) => self.on_noted(result),
                 Event::Committed(result) => self.on_committed(result),
+                Event::InForce(result, answer) => self.on_in_force(result, &answer),
+                Event::HeldForLong => self.on_held_for_long(),
                 Event::Writable => self.on_writable(),
                 Event::Page(result, heard) => self.on_page(result, heard),
                 Event::Feeding => {
@@ -169,6 +173,14 @@ impl Connection {
             && let Poll::Ready(result) = durable.as_mut().poll(context)
         {
             return Poll::Ready(Event::Committed(result));
+        }
+        if self.waiting.is_some() {
+            if let Poll::Ready((result, answer)) = self.poll_overdue(context) {
+                return Poll::Ready(Event::InForce(result, answer));
+            }
+            if self.poll_held(context).is_ready() {
+                return Poll::Ready(Event::HeldForLong);
+            }
         }
         // An error of the socket shows when it is read.
         if self.wire.is_signalled(UNSENT) && self.wire.poll_writable(context).is_ready() {

@@ -1,10 +1,10 @@
 //! What devices send while something that they sent before is not in force yet.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use moorline_tests::device::{Arrived, Device};
 use moorline_tests::waiting::{SOON, eventually};
-use moorline_tests::wire::{self, Publish, V3, V5, Value, property};
+use moorline_tests::wire::{self, Packet, Publish, V3, V5, Value, property};
 
 use super::nodes::World;
 use super::{persistent, will};
@@ -29,6 +29,65 @@ async fn a_device_hears_what_it_publishes_behind_its_subscribe() {
             assert_eq!(device.take().await.text(), number.to_string());
         }
         device.unsubscribe("news/#").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sent_behind_a_subscribe_waits_no_longer_than_devices_do() {
+    let world = World::new().await;
+    let a = world.node("a").await;
+    let mut other = Device::clean(a.mqtt, V5, "other").await;
+    other.subscribe("room", 0).await;
+    for version in [V3, V5] {
+        let connect = persistent(version, &format!("eager-{version}"));
+        let mut device = Device::connect(a.mqtt, connect).await;
+        world.redis.freeze();
+        let frozen = Instant::now();
+        let mut bytes = wire::subscribe(version, 3, &Vec::new(), &[("news/#", 1)]);
+        let mut publish = Publish::new("room", 1, "goes on");
+        publish.packet_id = 7;
+        bytes.extend(wire::publish(version, &publish));
+        device.send(&bytes).await.unwrap();
+        // At once it is not handed on: on one machine the subscription would come first.
+        assert!(
+            other
+                .take_within(Duration::from_millis(500))
+                .await
+                .is_none()
+        );
+        assert_eq!(other.take().await.text(), "goes on");
+        assert!(
+            frozen.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            frozen.elapsed()
+        );
+        // Past the SUBACK, which is not there before the subscription is in force.
+        match device.receive(SOON).await {
+            Arrived::Packet(Packet::PubAck { packet_id, .. }) => assert_eq!(packet_id, 7),
+            arrived => panic!("{arrived:?}"),
+        }
+        let arrived = device.receive(Duration::from_secs(1)).await;
+        assert!(matches!(arrived, Arrived::Nothing), "{arrived:?}");
+        world.redis.thaw();
+        device
+            .await_packet("SUBACK", |packet| match packet {
+                Packet::SubAck { packet_id: 3, .. } => Some(()),
+                _ => None,
+            })
+            .await;
+        let mut publish = Publish::new("news/x", 1, "heard");
+        publish.packet_id = 8;
+        device
+            .send(&wire::publish(version, &publish))
+            .await
+            .unwrap();
+        assert_eq!(device.take().await.text(), "heard");
+        eventually(SOON, "the node takes devices", || async {
+            Device::try_connect(a.mqtt, persistent(V5, "probe"))
+                .await
+                .ok()
+        })
+        .await;
     }
 }
 
