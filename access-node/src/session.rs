@@ -87,6 +87,17 @@ pub(crate) struct HeldSubscription {
     pub(crate) subscription_id: u32,
 }
 
+impl HeldSubscription {
+    /// As it is stored.
+    pub(crate) fn stored(&self) -> StoredSubscription {
+        StoredSubscription {
+            filter: self.filter.to_string(),
+            options: self.options,
+            subscription_id: (self.subscription_id > 0).then_some(self.subscription_id),
+        }
+    }
+}
+
 /// How far the session has been handed its inbox.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InboxCursor {
@@ -220,11 +231,7 @@ impl State {
 
     /// The session as it is stored.
     pub(crate) fn record(&self, client: &ClientId) -> SessionRecord {
-        let subscriptions = self.subscriptions.iter().map(|held| StoredSubscription {
-            filter: held.filter.to_string(),
-            options: held.options,
-            subscription_id: (held.subscription_id > 0).then_some(held.subscription_id),
-        });
+        let subscriptions = self.subscriptions.iter().map(HeldSubscription::stored);
         SessionRecord {
             client: client.clone(),
             expiry_interval_s: self.expiry_interval_s,

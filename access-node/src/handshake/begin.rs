@@ -7,8 +7,10 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use moorline_mqtt::{Connect, ReasonCode, TopicFilter, Version};
-use moorline_router::{Claim, ClientId, Epoch, Position, StoredWill};
+use moorline_mqtt::{Connect, QoS, ReasonCode, SubscriptionOptions, TopicFilter, Version};
+use moorline_router::{
+    Claim, ClientId, Epoch, Position, SessionRecord, StoredSubscription, StoredWill,
+};
 
 use super::{Asked, HandshakeError};
 use crate::aliases::SentAliases;
@@ -220,17 +222,16 @@ async fn begin_owned(
     let connect = &asked.connect;
     let (session, session_present) =
         take_session(node, client, connect, claim, granted.expiry_interval_s).await?;
-    let mut lost_some = false;
+    let mut denied = Vec::new();
     if !session_present {
         forget_deliveries(node, client, epoch).await?;
     } else if let Some(identity) = &asked.identity {
-        lost_some = drop_denied(node, &session, identity);
+        denied = drop_denied(node, &session, identity);
+    }
+    if !denied.is_empty() && node.cluster.is_some() {
+        silence(node, &session, epoch, &denied).await?;
     }
     save(node, &session, connect, epoch).await?;
-    if lost_some {
-        // Before the device is let in: whoever matches for this session must not go on with what is denied.
-        cluster::session_changed(node, client).await?;
-    }
     // Behind that write, so that what the connection before has noted is seen.
     let received = load_received(node, &session, session_present).await?;
     let attach = || attach(node, &session, &asked, granted, epoch, session_present);
@@ -326,8 +327,8 @@ fn take_over(state: &mut crate::session::State) -> Option<Link> {
     state.detach()
 }
 
-/// Ends what the resumed session is subscribed to and this device may not have (any more); says whether there was any.
-fn drop_denied(node: &Node, session: &Arc<Session>, identity: &Identity) -> bool {
+/// Ends what the resumed session is subscribed to and this device may not have (any more), and gives it.
+fn drop_denied(node: &Node, session: &Arc<Session>, identity: &Identity) -> Vec<HeldSubscription> {
     let may = |held: &HeldSubscription| {
         let filter = TopicFilter::parse(held.filter.as_ref().into());
         filter.is_ok_and(|filter| identity.may_subscribe(&filter))
@@ -344,13 +345,38 @@ fn drop_denied(node: &Node, session: &Arc<Session>, identity: &Identity) -> bool
         }
         denied
     };
-    let some = !denied.is_empty();
-    for held in denied {
+    for held in &denied {
         node.metrics.denied_resume.increment(1);
         tracing::info!(client = %session.client, filter = &*held.filter, "subscription ended, the device may no longer have it");
         node.unsubscribe(&held.filter, session);
     }
-    some
+    denied
+}
+
+/// Has whoever matches for this session go on without what is `denied`, before the device is let in. Until that is done it
+/// stays in the stored session, as subscriptions of QoS 0, for which nobody matches there: so the next connect finds
+/// it and tries again.
+async fn silence(
+    node: &Arc<Node>,
+    session: &Session,
+    epoch: Epoch,
+    denied: &[HeldSubscription],
+) -> Result<(), HandshakeError> {
+    let mut record = SessionRecord {
+        disconnected_at_ms: None,
+        ..session.lock().record(&session.client)
+    };
+    let silenced = denied.iter().map(|held| StoredSubscription {
+        options: SubscriptionOptions {
+            qos: QoS::AtMostOnce,
+            ..held.options
+        },
+        ..held.stored()
+    });
+    record.subscriptions.extend(silenced);
+    node.stores.sessions.save(epoch, record).await?;
+    cluster::session_changed(node, &session.client).await?;
+    Ok(())
 }
 
 /// A new session gets what waits for the client as if for the first time. The call also stands behind
@@ -410,7 +436,7 @@ async fn save(
         state.disconnected_at_ms = 0;
         state.stored |= state.is_persistent();
         // Also where it ends with this connection from now on: a process that dies ends it too.
-        state.stored.then(|| moorline_router::SessionRecord {
+        state.stored.then(|| SessionRecord {
             disconnected_at_ms: None,
             ..state.record(&session.client)
         })

@@ -17,7 +17,7 @@ use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{
     Append, Appended, BanTarget, BanView, ClientId, Delivery, DeliveryOutcome, Displaced, Epoch,
     Events, Message, MessageId, NodeId, Nodes, Origin, Position, Presence, PresenceChange,
-    Published, SessionView, StoreError, Stores, unix_ms,
+    Published, SessionView, Shards, StoreError, Stores, unix_ms,
 };
 use moorline_tests::servers::{RabbitServer, RedisServer, VirtualHost};
 use parking_lot::Mutex;
@@ -117,6 +117,7 @@ pub(crate) struct TestNode {
 pub(crate) struct World {
     pub(crate) redis: RedisServer,
     pub(crate) stores: Stores,
+    pub(crate) shards: Arc<dyn Shards>,
     pub(crate) told: Arc<Told>,
     pub(crate) directory: Arc<Directory>,
     vhost: VirtualHost,
@@ -133,10 +134,11 @@ impl World {
             ..EmbeddedConfig::default()
         };
         let upstream = EmbeddedStore::open(config).unwrap();
-        let stores = stores(&redis.url(), &upstream).0;
+        let (stores, shards) = stores(&redis.url(), &upstream);
         Self {
             redis,
             stores,
+            shards,
             told: Arc::default(),
             directory: Arc::default(),
             vhost: RabbitServer::shared().await.vhost().await,
@@ -151,6 +153,11 @@ impl World {
 
     /// A node that reaches Redis at `url`.
     pub(crate) async fn node_on(&self, name: &str, url: &str) -> TestNode {
+        self.node_for(name, url, Access::default()).await
+    }
+
+    /// A node that lets in whom `access` says.
+    pub(crate) async fn node_for(&self, name: &str, url: &str, access: Access) -> TestNode {
         let (stores, redis) = stores(url, &self.upstream);
         let id = NodeId::for_this_run(name);
         let mut config = Config {
@@ -193,7 +200,7 @@ impl World {
         let started = AccessNode::start(
             id.clone(),
             config,
-            Access::default(),
+            access,
             stores,
             routes,
             DelayRules::default(),
@@ -217,6 +224,12 @@ impl World {
     /// Cuts the way to a node, not that of the node to the store.
     pub(crate) fn cut_off(&self, node: &TestNode) {
         self.directory.nodes.lock().remove(&node.id);
+    }
+
+    /// Undoes [`Self::cut_off`].
+    pub(crate) fn reconnect(&self, node: &TestNode) {
+        let mut nodes = self.directory.nodes.lock();
+        nodes.insert(node.id.clone(), node.node.local_nodes());
     }
 
     /// A push of QoS 1 as the push service does it.
