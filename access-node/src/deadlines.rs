@@ -203,7 +203,7 @@ fn sweep_retained(node: &Node) {
             return;
         }
         // A lost removal is made up for by the next start, which finds it expired again.
-        drop(store.set(topic, None));
+        drop(store.set(topic, None, None));
     });
 }
 

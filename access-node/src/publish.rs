@@ -17,7 +17,7 @@ use moorline_router::{
 use smallvec::SmallVec;
 
 use crate::cluster::Membership;
-use crate::cluster::retained_changes::following;
+use crate::cluster::retained_changes;
 use crate::config::Config;
 use crate::delayed::{self, Later};
 use crate::fan_out::{FanOut, find_matches};
@@ -276,10 +276,9 @@ impl<'a> Routing<'a> {
         }
     }
 
-    fn store_retained(&self, message: Option<Message>) -> Durable {
+    fn store_retained(&self, message: Option<&Arc<Message>>) -> Durable {
         let topic = &self.publish.topic;
-        let stored = self.node.stores.retained.set(topic, message);
-        following(self.node, topic, stored, self.fences.is_some())
+        retained_changes::store(self.node, topic, message, self.fences.is_some())
     }
 
     /// In a cluster the node has to know when its write is done, also where nobody else waits for it.
@@ -304,11 +303,10 @@ impl<'a> Routing<'a> {
         message.topic = message.topic.copied();
         message.payload = bytes::Bytes::copy_from_slice(&message.payload);
         let limits = self.node.config.retained_limits();
-        let kept = Arc::new(message.clone());
-        let stored = self
-            .node
-            .retained
-            .put(kept, limits, || self.store_retained(Some(message)));
+        let message = Arc::new(message);
+        let kept = Arc::clone(&message);
+        let store = || self.store_retained(Some(&message));
+        let stored = self.node.retained.put(kept, limits, store);
         match stored {
             Ok(stored) => self.wait_for_retained(stored),
             // Who cannot be refused: subscribers of now have it all the same.

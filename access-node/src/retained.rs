@@ -81,16 +81,6 @@ impl RetainedMessages {
         store()
     }
 
-    /// Looks at the message of `topic`; nobody replaces it meanwhile.
-    pub(crate) fn with<T>(
-        &self,
-        topic: &TopicName,
-        look: impl FnOnce(Option<&Arc<Message>>) -> T,
-    ) -> T {
-        let kept = self.by_topic.write();
-        look(kept.by_topic.get(topic.as_str()))
-    }
-
     /// Forgets what has expired; `store` is called for each topic.
     pub(crate) fn remove_expired(&self, mut store: impl FnMut(&TopicName)) {
         let is_over = |message: &Message| !is_alive(message);

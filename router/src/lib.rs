@@ -65,8 +65,8 @@ pub use nodes::{BanView, Delivery, DeliveryOutcome, Displaced, Nodes, Published,
 pub use pubsub::{GroupMember, PubSub, Publication, TopicPushes};
 pub use routes::{Claim, NodeRecord, NodeState, Route, Routes, Standing};
 pub use sessions::{
-    ReceivedPublish, Retained, RetainedChanges, RetainedVersion, SessionRecord, Sessions,
-    StoredSubscription, StoredWill,
+    ReceivedPublish, Retained, RetainedChanges, RetainedMoment, RetainedVersion, SessionRecord,
+    Sessions, StoredSubscription, StoredWill,
 };
 pub use shards::{Due, DueTimer, Shards, TimerKind};
 pub use upstream::{

@@ -124,7 +124,7 @@ pub async fn migrate(
     for retained in Retained::load_all(from).await?.chunks(PAGE) {
         let sets = retained
             .iter()
-            .map(|message| to.set(&message.topic, Some(message.clone())));
+            .map(|message| to.set(&message.topic, Some(message), None));
         all(sets.collect()).await?;
         migrated.retained += retained.len() as u64;
         progress.send_replace(migrated.clone());

@@ -153,6 +153,10 @@ pub struct RetainedChanges {
     pub topics: Vec<(TopicName, Option<Message>)>,
 }
 
+/// A moment by the clock of the store of retained messages, in microseconds: never before the one at which the store was asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RetainedMoment(pub(crate) u64);
+
 /// Retained messages.
 #[async_trait]
 pub trait Retained: Send + Sync {
@@ -163,12 +167,20 @@ pub trait Retained: Send + Sync {
     /// is nobody else.
     async fn changes(&self, since: RetainedVersion) -> Result<Option<RetainedChanges>, StoreError>;
 
+    /// Now, for [`Retained::set`]. `None` where there is nobody else, or nothing is known of the store's clock yet.
+    fn now(&self) -> Option<RetainedMoment>;
+
     /// Replaces the retained message of `topic`; `None` removes it. Takes its place in the order of
     /// writes at once and resolves when durable.
+    ///
+    /// `asked` is when it was first to be set; `None` is now. Whoever gets no answer may call again with the same: of what is asked for
+    /// the last is stored, in whatever order it arrives, and how often. What arrives behind something newer changes
+    /// nothing and resolves like the others: it is as if it had been written just before.
     fn set(
         &self,
         topic: &TopicName,
-        message: Option<Message>,
+        message: Option<&Message>,
+        asked: Option<RetainedMoment>,
     ) -> BoxFuture<'static, Result<(), StoreError>>;
 
     /// Removes messages that have expired by the store's clock, at most `limit`, and says how many. A node that is alone

@@ -169,7 +169,9 @@ async fn fill(store: &EmbeddedStore) -> (Vec<Append>, Append) {
             ..push("kept")
         };
         let topic = message.topic.clone();
-        Retained::set(store, &topic, Some(message)).await.unwrap();
+        Retained::set(store, &topic, Some(&message), None)
+            .await
+            .unwrap();
     }
     let ban = Ban {
         target: BanTarget::parse("client", "thief").unwrap(),

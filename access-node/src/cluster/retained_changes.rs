@@ -6,8 +6,8 @@
 //! What this node writes itself is in memory before it is in the store. A reading that began before such a write was done
 //! may show the store as it was before: that topic is left as it is, and read again.
 //!
-//! A write that the store does not answer is made again until it does, where a device waits for it. What is written then is what the node has
-//! in memory by then: a publication that was replaced meanwhile is stored with the one that replaced it.
+//! A write that the store does not answer is made again until it does, where a device waits for it, each time as what was asked for at first:
+//! what was asked for later, here or on another node, stays.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use moorline_mqtt::TopicName;
 use moorline_router::{Message, RetainedVersion, StoreError};
 use parking_lot::Mutex;
 
-use super::{Membership, WRITE_AGAIN};
+use super::{Membership, again_until_stored};
 use crate::node::Node;
 use crate::publish::Durable;
 
@@ -66,111 +66,32 @@ struct OwnWrite {
     under_way: usize,
     /// During, or after, which reading the last one was done.
     done_in: u64,
-    /// How often the store was called, in the order of what is in memory.
-    calls: u64,
-    /// Calls without an answer yet.
-    unanswered: usize,
-    /// The newest call that the store has done.
-    stored: u64,
-}
-
-impl OwnWrite {
-    fn call(&mut self) -> u64 {
-        self.calls += 1;
-        self.unanswered += 1;
-        self.calls
-    }
 }
 
 /// A write that is under way until it is dropped.
 struct UnderWay {
     node: Arc<Node>,
     topic: TopicName,
-    /// Of the store.
-    call: u64,
-    answered: bool,
     done: bool,
 }
 
-/// What is to be done about a write that the store did not answer.
-enum Again {
-    /// It was replaced, and what replaced it is stored.
-    Replaced,
-    /// Another call is on its way that may see to it.
-    Later,
-    Call(Durable),
-}
-
 impl UnderWay {
-    /// The store has answered the call.
-    fn answered(&mut self, done: bool) {
-        self.answered = true;
-        let Some(cluster) = &self.node.cluster else {
-            return;
-        };
+    fn begin(node: &Arc<Node>, cluster: &Membership, topic: &TopicName) -> Self {
         let mut own = cluster.retained.own.lock();
-        if let Some(write) = own.topics.get_mut(self.topic.as_str()) {
-            write.unanswered -= 1;
-            if done {
-                write.stored = write.stored.max(self.call);
-            }
-        }
-    }
-
-    /// Calls the store with what is in memory now, unless somebody else has seen to that, or may be about to.
-    fn again(&mut self) -> Again {
-        let node = Arc::clone(&self.node);
-        let Some(cluster) = &node.cluster else {
-            return Again::Later;
-        };
-        let topic = &self.topic;
-        let (again, call) = node.retained.with(topic, |current| {
-            let mut own = cluster.retained.own.lock();
-            let Some(write) = own.topics.get_mut(topic.as_str()) else {
-                return (Again::Later, self.call);
-            };
-            if write.stored > self.call {
-                return (Again::Replaced, self.call);
-            }
-            if write.unanswered > 0 {
-                return (Again::Later, self.call);
-            }
-            let current = current.map(|message| Message::clone(message));
-            let set = node.stores.retained.set(topic, current);
-            (Again::Call(set), write.call())
-        });
-        self.call = call;
-        self.answered = !matches!(again, Again::Call(_));
-        again
-    }
-
-    /// Until it is stored, or replaced by what is stored.
-    async fn insist(&mut self) -> Result<(), StoreError> {
-        loop {
-            if let Some(cluster) = &self.node.cluster {
-                cluster.link.trouble();
-            }
-            tokio::time::sleep(WRITE_AGAIN).await;
-            match self.again() {
-                Again::Replaced => return Ok(()),
-                Again::Later => {}
-                Again::Call(set) => {
-                    let written = set.await;
-                    self.answered(written.is_ok());
-                    if !matches!(written, Err(StoreError::Unavailable(_))) {
-                        return written;
-                    }
-                }
-            }
+        own.topics
+            .entry(topic.as_str().into())
+            .or_default()
+            .under_way += 1;
+        Self {
+            node: Arc::clone(node),
+            topic: topic.copied(),
+            done: false,
         }
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        if !self.answered {
-            self.answered(false);
-        }
         let Some(cluster) = &self.node.cluster else {
             return;
         };
@@ -192,48 +113,44 @@ impl OwnWrites {
     }
 }
 
-/// Follows a write of this node to its end. To be called when the write is made, where no other of its topic can be. With `insists` it is made
+/// Stores what is in the node's memory, or no more there. To be called where no other write of the topic can be made. With `insists` it is made
 /// again until the store answers.
-pub(crate) fn following(
+pub(crate) fn store(
     node: &Arc<Node>,
     topic: &TopicName,
-    write: Durable,
+    message: Option<&Arc<Message>>,
     insists: bool,
 ) -> Durable {
+    let retained = &node.stores.retained;
+    let asked = retained.now();
+    let first = retained.set(topic, message.map(|message| &**message), asked);
     let Some(cluster) = &node.cluster else {
-        return write;
+        return first;
     };
-    let call = {
-        let mut own = cluster.retained.own.lock();
-        let own = own.topics.entry(topic.as_str().into()).or_default();
-        own.under_way += 1;
-        own.call()
-    };
-    let under_way = UnderWay {
-        node: Arc::clone(node),
-        topic: topic.copied(),
-        call,
-        answered: false,
-        done: false,
-    };
-    let followed = async move {
+    let under_way = UnderWay::begin(node, cluster, topic);
+    if !insists {
+        return Box::pin(async move {
+            let mut under_way = under_way;
+            let written = first.await;
+            under_way.done = written.is_ok();
+            written
+        });
+    }
+    let message = message.cloned();
+    // By itself: the devices of this node have seen it, and it is stored although the one that sent it may have gone.
+    let written = tokio::spawn(async move {
         let mut under_way = under_way;
-        let mut written = write.await;
-        under_way.answered(written.is_ok());
-        if insists && matches!(written, Err(StoreError::Unavailable(_))) {
-            written = under_way.insist().await;
-        }
+        let again = |node: &Node| {
+            let retained = &node.stores.retained;
+            retained.set(&under_way.topic, message.as_deref(), asked)
+        };
+        let written = again_until_stored(&under_way.node, first, again).await;
         under_way.done = written.is_ok();
         written
-    };
-    if !insists {
-        return Box::pin(followed);
-    }
-    // By itself: others that wait for the same topic must not wait for this connection's turn.
-    let followed = tokio::spawn(followed);
+    });
     Box::pin(async move {
         let ended = |_| Err(StoreError::Unavailable("the node stops".to_owned()));
-        followed.await.unwrap_or_else(ended)
+        written.await.unwrap_or_else(ended)
     })
 }
 

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use moorline_tests::device::{Arrived, Device};
+use moorline_tests::servers::Proxy;
 use moorline_tests::waiting::{SOON, eventually};
-use moorline_tests::wire::{self, Connect, Packet, Publish, V3, V5};
+use moorline_tests::wire::{self, Connect, Packet, Publish, V3, V5, Value, property};
 
 use super::nodes::{TestNode, World};
 use super::{payload, persistent};
@@ -161,4 +162,71 @@ async fn of_retained_messages_that_waited_the_last_is_kept_whoever_is_left_of_th
     world.redis.restart().await;
     assert_eq!(first.await_puback(7).await, 0);
     assert_eq!(retained(&b).await, "second");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waited_on_a_node_that_was_cut_off_leaves_what_was_retained_elsewhere_meanwhile() {
+    const TOPICS: [(&str, &str, &str); 4] = [
+        ("kept", "old", "new"),
+        ("expired", "old", "new"),
+        ("removed", "old", ""),
+        ("not-removed", "", "new"),
+    ];
+    let world = World::new().await;
+    let link = Proxy::to(world.redis.address()).await;
+    let a = world
+        .node_on("a", &format!("redis://{}", link.address()))
+        .await;
+    let b = world.node("b").await;
+    let retain = |topic: &str, payload: &str| Publish {
+        retain: true,
+        ..Publish::new(topic, 1, payload)
+    };
+    // Reset, or silent until it heals and then delivers what was sent into it.
+    for interrupt in [Proxy::cut, Proxy::freeze] {
+        let mut here = Device::clean(a.mqtt, V5, "here").await;
+        let mut there = Device::clean(b.mqtt, V5, "there").await;
+        for (topic, ..) in TOPICS {
+            assert_eq!(there.publish(retain(topic, "first")).await, 0);
+        }
+        interrupt(&link);
+        let interrupted = Instant::now();
+        for ((topic, old, _), packet_id) in TOPICS.into_iter().zip(7..) {
+            let mut publish = retain(topic, old);
+            publish.packet_id = packet_id;
+            if topic == "expired" {
+                let expiry = (property::MESSAGE_EXPIRY, Value::Four(1));
+                publish.properties.push(expiry);
+            }
+            here.send(&wire::publish(V5, &publish)).await.unwrap();
+        }
+        here.ping().await;
+        for (topic, _, new) in TOPICS {
+            assert_eq!(there.publish(retain(topic, new)).await, 0);
+        }
+        stays_unanswered(&mut here, interrupted).await;
+        link.heal();
+        for packet_id in 7..11 {
+            assert_eq!(here.await_puback(packet_id).await, 0);
+        }
+        let kept = world.stores.retained.load_all().await.unwrap();
+        let kept: Vec<_> = kept
+            .iter()
+            .map(|message| (message.topic.as_str(), &*message.payload))
+            .collect();
+        let new = &b"new"[..];
+        assert_eq!(
+            kept,
+            [("expired", new), ("kept", new), ("not-removed", new)]
+        );
+        // On the node itself, too, which had the other in memory.
+        for (topic, _, new) in TOPICS {
+            here.subscribe(topic, 0).await;
+            match new {
+                "" => here.has_nothing().await,
+                _ => assert_eq!(payload(&mut here).await.0, new),
+            }
+        }
+        here.disconnect().await;
+    }
 }

@@ -191,15 +191,15 @@ pub async fn a_retained_message_is_the_last_one_set(backend: &mut dyn Backend) {
     };
     let (a, b) = (message("a", "1"), message("a/b", "2"));
     retained
-        .set(&a.topic, Some(message("a", "0")))
+        .set(&a.topic, Some(&message("a", "0")), None)
         .await
         .unwrap();
-    retained.set(&a.topic, Some(a.clone())).await.unwrap();
-    retained.set(&b.topic, Some(b.clone())).await.unwrap();
+    retained.set(&a.topic, Some(&a), None).await.unwrap();
+    retained.set(&b.topic, Some(&b), None).await.unwrap();
     let retained = backend.restart().await.retained;
     assert_eq!(retained.load_all().await.unwrap(), [a.clone(), b.clone()]);
-    retained.set(&a.topic, None).await.unwrap();
-    retained.set(&topic("never"), None).await.unwrap();
+    retained.set(&a.topic, None, None).await.unwrap();
+    retained.set(&topic("never"), None, None).await.unwrap();
     assert_eq!(retained.load_all().await.unwrap(), [b]);
 }
 

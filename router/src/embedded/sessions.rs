@@ -11,8 +11,8 @@ use super::queue::Kind;
 use super::{EmbeddedStore, keys};
 use crate::record::format;
 use crate::{
-    ClientId, Epoch, Message, ReceivedPublish, Retained, RetainedChanges, RetainedVersion,
-    SessionRecord, Sessions, StoreError, StoredWill,
+    ClientId, Epoch, Message, ReceivedPublish, Retained, RetainedChanges, RetainedMoment,
+    RetainedVersion, SessionRecord, Sessions, StoreError, StoredWill,
 };
 
 /// Every record under one prefix byte.
@@ -262,10 +262,15 @@ impl Retained for EmbeddedStore {
         Ok(0)
     }
 
+    fn now(&self) -> Option<RetainedMoment> {
+        None
+    }
+
     fn set(
         &self,
         topic: &TopicName,
-        message: Option<Message>,
+        message: Option<&Message>,
+        _: Option<RetainedMoment>,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
         let key = keys::named(keys::RETAINED, topic.as_str());
         match message {
@@ -273,7 +278,7 @@ impl Retained for EmbeddedStore {
                 if let Err(error) = format::check_properties(message.properties.as_deref()) {
                     return async { Err(error) }.boxed();
                 }
-                let value = format::message(&key, &message);
+                let value = format::message(&key, message);
                 self.put(topic.as_str(), Kind::Add, key, value)
             }
             None => self.remove(key),

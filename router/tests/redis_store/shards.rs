@@ -21,6 +21,7 @@ macro_rules! shard_cases {
             timers_are_due_in_their_order_and_belong_to_a_connection,
             clients_of_a_dead_node_are_found_until_their_routes_are_released,
             a_node_learns_what_others_have_retained,
+            what_was_asked_for_earlier_replaces_nothing_that_was_retained_since,
             retained_messages_that_expired_are_removed_in_steps,
         );
     };
@@ -205,7 +206,7 @@ pub(crate) async fn retained_messages_that_expired_are_removed_in_steps(config: 
     let set = async |name: &str, expires_at_ms| {
         let message = message(name, expires_at_ms);
         let topic = message.topic.clone();
-        store.set(&topic, Some(message)).await.unwrap();
+        store.set(&topic, Some(&message), None).await.unwrap();
     };
     for name in ["a", "b", "c", "renewed", "kept", "removed"] {
         set(name, over).await;
@@ -213,7 +214,7 @@ pub(crate) async fn retained_messages_that_expired_are_removed_in_steps(config: 
     for (name, expires_at_ms) in [("renewed", later), ("kept", None), ("lasting", later)] {
         set(name, expires_at_ms).await;
     }
-    store.set(&topic("removed"), None).await.unwrap();
+    store.set(&topic("removed"), None, None).await.unwrap();
     let before = store.changes(RetainedVersion::default()).await.unwrap();
     let before = before.unwrap().version;
     assert_eq!(store.expire(2).await.unwrap(), 2);
@@ -240,8 +241,8 @@ pub(crate) async fn a_node_learns_what_others_have_retained(config: Config) {
         ..push("")
     };
     let (a, b) = (message("a", "1"), message("b", "1"));
-    here.set(&a.topic, Some(a.clone())).await.unwrap();
-    here.set(&b.topic, Some(b.clone())).await.unwrap();
+    here.set(&a.topic, Some(&a), None).await.unwrap();
+    here.set(&b.topic, Some(&b), None).await.unwrap();
     let all = there
         .changes(RetainedVersion::default())
         .await
@@ -259,8 +260,8 @@ pub(crate) async fn a_node_learns_what_others_have_retained(config: Config) {
     assert!(!none.complete && none.topics.is_empty());
     assert_eq!(none.version, all.version);
     let newer = message("a", "2");
-    here.set(&b.topic, None).await.unwrap();
-    here.set(&a.topic, Some(newer.clone())).await.unwrap();
+    here.set(&b.topic, None, None).await.unwrap();
+    here.set(&a.topic, Some(&newer), None).await.unwrap();
     let changed = there.changes(all.version).await.unwrap().unwrap();
     assert!(!changed.complete && changed.version > all.version);
     assert_eq!(
@@ -271,9 +272,9 @@ pub(crate) async fn a_node_learns_what_others_have_retained(config: Config) {
     let mut setting = Vec::new();
     for n in 0..1_100 {
         let many = message(&format!("many/{n}"), "x");
-        setting.push(here.set(&many.topic, Some(many.clone())));
+        setting.push(here.set(&many.topic, Some(&many), None));
     }
-    setting.push(here.set(&b.topic, Some(b.clone())));
+    setting.push(here.set(&b.topic, Some(&b), None));
     for set in setting {
         set.await.unwrap();
     }
@@ -288,4 +289,61 @@ pub(crate) async fn a_node_learns_what_others_have_retained(config: Config) {
     assert!(all.complete && all.version == many.version);
     assert_eq!(all.topics.len(), 1_102);
     assert_eq!(Retained::load_all(&*there).await.unwrap().len(), 1_102);
+}
+
+pub(crate) async fn what_was_asked_for_earlier_replaces_nothing_that_was_retained_since(
+    config: Config,
+) {
+    let (here, there) = (open(&config), open(&config));
+    let message = |payload: &'static str| Message {
+        topic: topic("state"),
+        retain: true,
+        payload: Bytes::from_static(payload.as_bytes()),
+        ..push("")
+    };
+    let state = topic("state");
+    let kept = async || {
+        let all = Retained::load_all(&*there).await.unwrap();
+        all.into_iter().next().map(|message| message.payload)
+    };
+    assert_eq!(here.now(), None, "nothing is known of the store's clock");
+    for store in [&here, &there] {
+        store.changes(RetainedVersion::default()).await.unwrap();
+    }
+    let earlier = here.now();
+    assert!(earlier.is_some());
+    // As often as it is asked for: nothing is newer.
+    for _ in 0..2 {
+        let set = here.set(&state, Some(&message("old")), earlier);
+        set.await.unwrap();
+        assert_eq!(kept().await.unwrap(), "old");
+    }
+    for later in [None, there.now()] {
+        let set = there.set(&state, Some(&message("new")), later);
+        set.await.unwrap();
+        let late = here.set(&state, Some(&message("old")), earlier);
+        late.await.unwrap();
+        here.set(&state, None, earlier).await.unwrap();
+        assert_eq!(kept().await.unwrap(), "new");
+    }
+    // Nor does it undo a removal.
+    there.set(&state, None, None).await.unwrap();
+    let late = here.set(&state, Some(&message("old")), earlier);
+    late.await.unwrap();
+    assert_eq!(kept().await, None);
+    // One after the other, whoever asks: each is newer than those that are done.
+    for n in 0..20 {
+        let store = [&here, &there][n % 2];
+        let sets = ["first", "second", "last"].map(|payload| {
+            let asked = store.now();
+            store.set(&state, Some(&message(payload)), asked)
+        });
+        for set in sets {
+            set.await.unwrap();
+        }
+        assert_eq!(kept().await.unwrap(), "last");
+        let asked = store.now();
+        store.set(&state, None, asked).await.unwrap();
+        assert_eq!(kept().await, None);
+    }
 }
