@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moorline_mqtt::{Publish, Will};
-use moorline_router::{ClientId, Epoch, MessageId, StoreError, unix_ms};
+use moorline_router::{ClientId, Epoch, MessageId, StoreError, WillTurn, unix_ms};
 
 use crate::close_reason::CloseReason;
 use crate::cluster::departure::{self, Departure, WillFate};
@@ -28,6 +28,8 @@ const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const SETTLED_TIMEOUT: Duration = Duration::from_secs(15);
 /// Until a will is published again that the stores did not take.
 const WILL_RETRY_MS: u64 = 10_000;
+/// How long nobody else publishes a will that this node is about to publish, in case it dies over it.
+const WILL_TURN_MS: u64 = 30_000;
 /// How long a peer has to take a goodbye before its socket is dropped.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -233,7 +235,7 @@ pub(crate) async fn will_of_taken_over(
 
 /// Publishes a will and forgets it; tries again later where the stores do not take it.
 pub(crate) async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epoch, will: &Will) {
-    if let Err(error) = try_publish_will(node, client, epoch, will).await {
+    if let Err(error) = try_publish_will(node, client, epoch, will, "").await {
         tracing::warn!(%client, %error, "will not published, trying again");
         let again = Timer::Will {
             client: client.clone(),
@@ -244,13 +246,27 @@ pub(crate) async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epo
     }
 }
 
-/// One attempt. The message goes by the same id each time, so that whoever gets it twice can tell.
+/// One attempt; says whether the will is seen to. In a cluster several nodes may be about to publish it: `whose` attempt it is says that one has begun
+/// already. The message goes by the same id each time, so that whoever gets it twice can tell.
 pub(crate) async fn try_publish_will(
     node: &Arc<Node>,
     client: &ClientId,
     epoch: Epoch,
     will: &Will,
-) -> Result<(), StoreError> {
+    whose: &str,
+) -> Result<bool, StoreError> {
+    let turn = async || match &node.cluster {
+        Some(cluster) => {
+            let shards = &cluster.given.shards;
+            shards.take_will(client, epoch, whose, WILL_TURN_MS).await
+        }
+        None => Ok(WillTurn::Yours),
+    };
+    match turn().await? {
+        WillTurn::Yours => {}
+        WillTurn::Anothers => return Ok(false),
+        WillTurn::Over => return Ok(true),
+    }
     let mut properties = will.properties.clone();
     if let Some(properties) = &mut properties {
         properties.topic_alias = None;
@@ -277,14 +293,22 @@ pub(crate) async fn try_publish_will(
             &mut corked,
         )
     };
-    if let Some(durable) = routed.durable {
-        durable.await?;
+    if let Some(mut durable) = routed.durable {
+        let mut again = tokio::time::interval(Duration::from_millis(WILL_TURN_MS / 3));
+        again.tick().await;
+        loop {
+            tokio::select! {
+                stored = &mut durable => break stored?,
+                // Where the broker is away it is still this one's turn; a store that does not answer is asked again.
+                _ = again.tick() => drop(turn().await),
+            }
+        }
     }
     node.metrics.wills_published.increment(1);
     if let Err(error) = node.stores.sessions.delete_will(client, epoch).await {
         tracing::warn!(%client, %error, "will not deleted");
     }
-    Ok(())
+    Ok(true)
 }
 
 fn id_of_will(client: &ClientId, epoch: Epoch) -> MessageId {

@@ -68,7 +68,7 @@ pub use sessions::{
     ReceivedPublish, Retained, RetainedChanges, RetainedMoment, RetainedVersion, SessionRecord,
     Sessions, StoredSubscription, StoredWill,
 };
-pub use shards::{Due, DueTimer, Shards, TimerKind};
+pub use shards::{Due, DueTimer, Shards, TimerKind, WillTurn};
 pub use upstream::{
     DeadLetter, QueueName, Settlement, UpstreamBus, UpstreamDelivery, UpstreamMessage,
 };

@@ -42,7 +42,18 @@ pub struct Due {
     pub next_in_ms: Option<u64>,
 }
 
-/// Shards: their leases, their sessions, their timers.
+/// Who publishes a will.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WillTurn {
+    /// Whoever has asked, and nobody else for a while.
+    Yours,
+    /// Another, who may die over it: ask again.
+    Anothers,
+    /// Nobody any more: it was published and forgotten, see [`crate::Sessions::delete_will`].
+    Over,
+}
+
+/// Shards: their leases, their sessions, their timers, and whose turn it is.
 #[async_trait]
 pub trait Shards: Send + Sync {
     /// How many there are; the same in the whole deployment.
@@ -96,4 +107,14 @@ pub trait Shards: Send + Sync {
 
     /// What is due in the shard now, at most `limit`.
     async fn due(&self, shard: u16, limit: usize) -> Result<Due, StoreError>;
+
+    /// Says who publishes the will that `client` left with the connection `epoch`: the node of that connection, that of the next one, and the holder
+    /// of the shard may be about to. `whose` names the one who asks; its turn lasts `turn_ms` milliseconds from when it asked last.
+    async fn take_will(
+        &self,
+        client: &ClientId,
+        epoch: Epoch,
+        whose: &str,
+        turn_ms: u64,
+    ) -> Result<WillTurn, StoreError>;
 }

@@ -56,10 +56,6 @@ const LIST: &[(&str, &str)] = &[
         "shared_faults::a_qos_2_message_is_shown_to_one_member_only",
         "the same of QoS 2 messages",
     ),
-    (
-        "conformance::wills::a_will_is_published_once",
-        "a will that is on its way while its device connects to another node may go out twice under one id (docs/guarantees.md)",
-    ),
     ("shared::groups_and_ordinary_subscriptions", TURNS),
     ("shared::mosquitto_subscribers_share", TURNS),
     ("shared::a_member_without_room_is_left_out", TURNS),

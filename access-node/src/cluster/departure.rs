@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{self, StreamExt};
 use moorline_mqtt::Will;
 use moorline_router::{
-    ClientId, Epoch, NodeId, Presence, PresenceChange, SessionRecord, StoreError, TimerKind,
-    unix_ms,
+    ClientId, Epoch, MessageId, NodeId, Presence, PresenceChange, SessionRecord, StoreError,
+    TimerKind, unix_ms,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -271,9 +271,11 @@ pub(crate) fn publish_will_later(node: &Arc<Node>, client: &ClientId, epoch: Epo
     let (node, client) = (Arc::clone(node), client.clone());
     tokio::spawn(async move {
         let Some(cluster) = &node.cluster else { return };
+        let whose = MessageId::generate();
+        let whose = whose.as_str();
         for _ in 0..WILL_ATTEMPTS {
-            match ending::try_publish_will(&node, &client, epoch, &will).await {
-                Ok(()) => {
+            match ending::try_publish_will(&node, &client, epoch, &will, whose).await {
+                Ok(true) => {
                     let shards = &cluster.given.shards;
                     let cancelled = shards.cancel_timer(&client, TimerKind::Will, epoch).await;
                     if let Err(error) = cancelled {
@@ -281,6 +283,8 @@ pub(crate) fn publish_will_later(node: &Arc<Node>, client: &ClientId, epoch: Epo
                     }
                     return;
                 }
+                // It may die over it.
+                Ok(false) => {}
                 Err(error) => tracing::debug!(%client, %error, "will not published, trying again"),
             }
             tokio::time::sleep(RETRY_EVERY).await;

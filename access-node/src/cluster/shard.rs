@@ -75,7 +75,7 @@ async fn timers(node: &Arc<Node>, cluster: &Membership, shard: u16) {
     }
 }
 
-/// Carries a timer out, unless the client has connected since.
+/// Carries a timer out, unless the client has connected since. What another node is about is left to it, and the timer in place.
 async fn fire(node: &Arc<Node>, cluster: &Membership, timer: &DueTimer) -> Result<(), StoreError> {
     let (client, epoch) = (&timer.client, timer.epoch);
     let route = node.stores.routes.look_up(client).await?;
@@ -87,7 +87,8 @@ async fn fire(node: &Arc<Node>, cluster: &Membership, timer: &DueTimer) -> Resul
         };
         match fired {
             // A newer connection sees to it.
-            Ok(()) | Err(StoreError::Stale { .. }) => {}
+            Ok(true) | Err(StoreError::Stale { .. }) => {}
+            Ok(false) => return Ok(()),
             Err(error) => return Err(error),
         }
     }
@@ -95,13 +96,18 @@ async fn fire(node: &Arc<Node>, cluster: &Membership, timer: &DueTimer) -> Resul
     done.await
 }
 
-/// Publishes the will of `client` if it is that of the connection `epoch` or of an earlier one.
-async fn publish_will(node: &Arc<Node>, client: &ClientId, epoch: Epoch) -> Result<(), StoreError> {
+/// Publishes the will of `client` if it is that of the connection `epoch` or of an earlier one; says whether it is seen to.
+async fn publish_will(
+    node: &Arc<Node>,
+    client: &ClientId,
+    epoch: Epoch,
+) -> Result<bool, StoreError> {
     match node.stores.sessions.will(client).await? {
         Some(stored) if stored.epoch <= epoch => {
-            ending::try_publish_will(node, client, stored.epoch, &stored.will).await
+            let whose = node.id.as_str();
+            ending::try_publish_will(node, client, stored.epoch, &stored.will, whose).await
         }
-        _ => Ok(()),
+        _ => Ok(true),
     }
 }
 
@@ -110,15 +116,17 @@ async fn expire(
     cluster: &Membership,
     client: &ClientId,
     epoch: Epoch,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     // Published no later than the session ends [MQTT-3.1.3-9].
-    publish_will(node, client, epoch).await?;
+    if !publish_will(node, client, epoch).await? {
+        return Ok(false);
+    }
     end_stored_session(node, client, epoch).await?;
     let shards = &cluster.given.shards;
     shards.cancel_timer(client, TimerKind::Will, epoch).await?;
     tracing::debug!(%client, %epoch, "session expired");
     super::tell_holder(node, client).await;
-    Ok(())
+    Ok(true)
 }
 
 /// Ends what the stores have of a session whose last connection was `epoch`.

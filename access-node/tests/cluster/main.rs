@@ -189,6 +189,35 @@ async fn a_will_goes_out_on_a_take_over_as_it_does_on_one_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_will_goes_out_once_however_fast_its_device_is_on_another_node() {
+    const DEVICES: u64 = 80;
+    let world = World::new().await;
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let mut watcher = Device::clean(a.mqtt, V5, "watcher").await;
+    watcher.subscribe("wills/+", 0).await;
+    let with_will = |number| {
+        let id = format!("device-{number}");
+        let will = will(&format!("wills/{number}"), None);
+        Connect::new(V5, &id).with_will(will)
+    };
+    for number in 0..DEVICES {
+        drop(Device::connect(a.mqtt, with_will(number)).await);
+        // Before, while and after its node sees to its end.
+        tokio::time::sleep(Duration::from_micros(500 * (number % 40))).await;
+        let back = Device::connect(b.mqtt, with_will(number)).await;
+        back.disconnect().await;
+    }
+    let mut published = Vec::new();
+    while let Some(publish) = watcher.take_within(Duration::from_secs(3)).await {
+        published.push(publish.topic);
+    }
+    published.sort();
+    let mut expected: Vec<String> = (0..DEVICES).map(|n| format!("wills/{n}")).collect();
+    expected.sort();
+    assert_eq!(published, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_devices_of_a_node_that_died_are_seen_to_once() {
     let world = World::new().await;
     let (a, b) = (world.node("a").await, world.node("b").await);

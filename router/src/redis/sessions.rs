@@ -40,6 +40,11 @@ impl RedisStore {
         self.keys.client(client, "will")
     }
 
+    /// Who publishes a will, see [`crate::Shards::take_will`].
+    pub(super) fn will_turns_key(&self, client: &ClientId) -> String {
+        self.keys.client(client, "will-turns")
+    }
+
     /// Writes something that an index leads to: the index first.
     fn submit_indexed(
         &self,
@@ -205,7 +210,8 @@ impl Sessions for RedisStore {
         client: &ClientId,
         epoch: Epoch,
     ) -> BoxFuture<'static, Result<(), StoreError>> {
-        let delete = Call::script(&WILL_DELETE, &[self.will_key(client)]).arg(epoch.0);
+        let keys = [self.will_key(client), self.will_turns_key(client)];
+        let delete = Call::script(&WILL_DELETE, &keys).arg(epoch.0);
         let deleted = self.link.submit(client.as_str(), delete);
         let removal = self.index_remove(Index::Wills, client, Some(epoch));
         let removed = self.link.submit(client.as_str(), removal);

@@ -13,13 +13,18 @@ use super::routes::read_route;
 use super::script::{Call, Script, script};
 use crate::{
     ClientId, Due, DueTimer, Epoch, NodeId, Route, SessionRecord, Shards, StoreError, TimerKind,
+    WillTurn,
 };
 
 static TIMER_SET: Script = script!("timer_set.lua");
 static TIMER_CANCEL: Script = script!("timer_cancel.lua");
 static TIMER_DUE: Script = script!("timer_due.lua");
+static WILL_TAKE: Script = script!("will_take.lua");
 
-pub(super) static SCRIPTS: &[&Script] = &[&TIMER_SET, &TIMER_CANCEL, &TIMER_DUE];
+pub(super) static SCRIPTS: &[&Script] = &[&TIMER_SET, &TIMER_CANCEL, &TIMER_DUE, &WILL_TAKE];
+
+/// For how long it is known whose turn a will was: nobody asks so late.
+const TURNS_KEPT_MS: u64 = 600_000;
 
 /// A timer as a member of the sorted set.
 fn timer(kind: TimerKind, client: &ClientId) -> String {
@@ -197,6 +202,26 @@ impl Shards for RedisStore {
             timers,
             next_in_ms: u64::try_from(next_in_ms).ok(),
         })
+    }
+
+    async fn take_will(
+        &self,
+        client: &ClientId,
+        epoch: Epoch,
+        whose: &str,
+        turn_ms: u64,
+    ) -> Result<WillTurn, StoreError> {
+        let take = Call::script(&WILL_TAKE, &[self.will_turns_key(client)])
+            .arg(epoch.0)
+            .arg(whose)
+            .arg(turn_ms)
+            .arg(TURNS_KEPT_MS.max(turn_ms));
+        let answer: String = parse(self.link.submit(client.as_str(), take).await?)?;
+        match answer.as_str() {
+            "yours" => Ok(WillTurn::Yours),
+            "anothers" => Ok(WillTurn::Anothers),
+            _ => Ok(WillTurn::Over),
+        }
     }
 }
 

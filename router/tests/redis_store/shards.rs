@@ -7,7 +7,7 @@ use moorline_router::contract::{eventually, push, topic};
 use moorline_router::redis::Config;
 use moorline_router::{
     ClientId, Epoch, Message, NodeId, NodeRecord, NodeState, Retained, RetainedVersion, Routes,
-    SessionRecord, Sessions, Shards, TimerKind, unix_ms,
+    SessionRecord, Sessions, Shards, TimerKind, WillTurn, unix_ms,
 };
 
 use super::support::{client, open};
@@ -22,6 +22,7 @@ macro_rules! shard_cases {
             clients_of_a_dead_node_are_found_until_their_routes_are_released,
             a_node_learns_what_others_have_retained,
             what_was_asked_for_earlier_replaces_nothing_that_was_retained_since,
+            a_will_is_published_by_one_who_may_die_over_it,
             retained_messages_that_expired_are_removed_in_steps,
         );
     };
@@ -346,4 +347,28 @@ pub(crate) async fn what_was_asked_for_earlier_replaces_nothing_that_was_retaine
         store.set(&state, None, asked).await.unwrap();
         assert_eq!(kept().await, None);
     }
+}
+
+pub(crate) async fn a_will_is_published_by_one_who_may_die_over_it(config: Config) {
+    let (store, device) = (open(&config), client("device"));
+    let turn = async |epoch, whose, turn_ms| {
+        let taken = store.take_will(&device, Epoch(epoch), whose, turn_ms);
+        taken.await.unwrap()
+    };
+    assert_eq!(turn(1, "a", 60_000).await, WillTurn::Yours);
+    assert_eq!(turn(1, "b", 60_000).await, WillTurn::Anothers);
+    assert_eq!(turn(1, "a", 200).await, WillTurn::Yours);
+    // That of the next connection is another, also while this one is not published yet.
+    assert_eq!(turn(2, "b", 60_000).await, WillTurn::Yours);
+    eventually("the turn of who died is over", || async {
+        turn(1, "b", 60_000).await == WillTurn::Yours
+    })
+    .await;
+    assert_eq!(turn(1, "a", 60_000).await, WillTurn::Anothers);
+    // Published, although another will has taken its place in the store by then.
+    store.delete_will(&device, Epoch(1)).await.unwrap();
+    for whose in ["a", "b"] {
+        assert_eq!(turn(1, whose, 60_000).await, WillTurn::Over);
+    }
+    assert_eq!(turn(2, "a", 60_000).await, WillTurn::Anothers);
 }
