@@ -2,25 +2,39 @@
 //!
 //! While it is carried out its lease is prolonged. It ends in one place, whatever happens: done, put off, or given up with a reason. A
 //! job that cannot be read, or that takes whoever carries it out down with it, is given up, too, so that it never holds up the others.
+//!
+//! That a job was claimed and not settled says little: the answer to the claim was lost, or the process was killed for another reason,
+//! with a thousand jobs in its hands. So one to which that has happened some times is begun as a *trial*: the store is told before.
+//! Who is told that trials have ended the process time and again, the last ones without another trial at the same time, knows what it was.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use moorline_router::{ActionState, Job, JobSettlement, JobState, Settled, StoreError};
 use moorline_upstream_worker::backoff::backoff;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::hands::{Checked, Done};
 use crate::notify::{self, Ending};
 use crate::runner::Runner;
 
-/// Claims of a job beside its attempts that failed: beyond it, it is the job that ends the processes.
-const LOST_CLAIMS_MAX: u32 = 5;
+/// Claims of a job that nobody settled: after so many it is begun as a trial.
+const LOST_CLAIMS: u32 = 3;
+/// Trials that nobody settled: after so many it is given up.
+const TRIALS_MAX: u32 = 5;
+/// After so many it is tried while no other job is.
+const SHARED_TRIALS: u32 = 2;
+/// Trials of one process at the same time.
+pub(crate) const TRIALS_AT_ONCE: u32 = 64;
+/// Longest wait for another trial to end.
+const TRIAL_WAIT: Duration = Duration::from_secs(2);
 /// Wait after the store failed.
 const STORE_RETRY: Duration = Duration::from_millis(500);
-/// Longest wait of a job that found no room.
-const BUSY_WAIT: Duration = Duration::from_secs(10);
+/// Longest wait before somebody is told of an end again.
+const TELL_WAIT: Duration = Duration::from_secs(5);
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +46,10 @@ enum End {
         retry_after: Option<Duration>,
     },
     /// Nothing speaks against another attempt, however many there were.
-    PutOff(String),
+    PutOff {
+        reason: String,
+        wait: Duration,
+    },
     Failed(String),
 }
 
@@ -47,27 +64,49 @@ impl From<Done> for End {
                 reason,
                 retry_after,
             },
-            Done::Busy(reason) => Self::PutOff(reason),
+            Done::Busy { reason, wait } => Self::PutOff { reason, wait },
             Done::Never(reason) => Self::Failed(reason),
         }
     }
 }
 
-/// How far each action is, and whether anything was begun.
-struct Progress(Mutex<Vec<ActionState>>);
+/// How far each action is, and whether this claim has begun anything.
+struct Progress {
+    states: Mutex<Vec<ActionState>>,
+    begun: AtomicBool,
+}
 
 impl Progress {
+    fn of(job: &Job) -> Self {
+        debug_assert_eq!(job.state, JobState::Firing);
+        let mut states = job.actions.clone();
+        states.resize(job.plan.actions.len(), ActionState::Waiting);
+        Self {
+            states: Mutex::new(states),
+            begun: AtomicBool::new(false),
+        }
+    }
+
     fn get(&self) -> Vec<ActionState> {
-        self.0
+        self.states
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
     fn set(&self, at: usize, state: ActionState) {
-        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(of) = states.get_mut(at) {
             *of = state;
+        }
+    }
+
+    /// What is not done will not be.
+    fn give_up(&self) {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = states.iter_mut().find(|state| **state != ActionState::Done);
+        if let Some(left) = left {
+            *left = ActionState::Failed;
         }
     }
 }
@@ -75,8 +114,12 @@ impl Progress {
 impl Runner {
     /// Carries `job` out and settles it.
     pub(crate) async fn carry_out(self: Arc<Self>, job: Job) {
-        self.note_begin(&job);
-        let progress = Progress(Mutex::new(states_of(&job)));
+        let claimed_ms = self.clock.now_ms();
+        if claimed_ms < job.fire_at_ms {
+            self.metrics.early.increment(1);
+            tracing::error!(job = %job.id, claimed_ms, due_ms = job.fire_at_ms, "a delayed job began before its time");
+        }
+        let progress = Progress::of(&job);
         let work = AssertUnwindSafe(self.work(&job, &progress)).catch_unwind();
         let mut work = Box::pin(work);
         let lease = self.config.lease;
@@ -92,36 +135,74 @@ impl Runner {
                         return self.metrics.stale.increment(1);
                     }
                 }
-                () = self.grace_over() => break End::PutOff("the process that carried it out stopped".to_owned()),
+                () = self.grace_over() => break End::PutOff {
+                    reason: "the process that carried it out stopped".to_owned(),
+                    wait: Duration::ZERO,
+                },
             }
         };
         drop(work);
+        // Of one that is put off it is known when it begins.
+        let begins = progress.begun.load(Ordering::Relaxed) || !matches!(end, End::PutOff { .. });
+        if begins && job.attempts == 0 && job.claims <= 1 {
+            let late = Duration::from_millis(claimed_ms.saturating_sub(job.fire_at_ms));
+            self.metrics.lateness.record(late);
+        }
         self.settle(&job, &progress, end).await;
     }
 
-    fn note_begin(&self, job: &Job) {
-        if job.attempts > 0 || job.claims > 1 {
-            return;
+    /// Whether a job may be begun, and, where it is begun as a trial, room for that.
+    async fn admit(
+        &self,
+        job: &Job,
+        progress: &Progress,
+    ) -> Result<Option<OwnedSemaphorePermit>, End> {
+        let lost = job.claims.saturating_sub(job.attempts).saturating_sub(1);
+        if lost < LOST_CLAIMS {
+            return Ok(None);
         }
-        let now_ms = self.clock.now_ms();
-        if now_ms < job.fire_at_ms {
-            self.metrics.early.increment(1);
-            tracing::error!(job = %job.id, now_ms, due_ms = job.fire_at_ms, "a delayed job began before its time");
+        if job.trials >= TRIALS_MAX {
+            let reason = format!(
+                "it was begun {} times, and each time the process that carried it out ended",
+                job.trials
+            );
+            return Err(End::Failed(reason));
         }
-        let late = Duration::from_millis(now_ms.saturating_sub(job.fire_at_ms));
-        self.metrics.lateness.record(late);
+        let put_off = |reason: String| End::PutOff {
+            reason,
+            wait: TRIAL_WAIT.mul_f64((self.random)()),
+        };
+        let room = match job.trials < SHARED_TRIALS {
+            true => 1,
+            false => TRIALS_AT_ONCE,
+        };
+        let room = Arc::clone(&self.trials).try_acquire_many_owned(room);
+        let room = room.map_err(|_| put_off("other jobs are tried at the moment".to_owned()))?;
+        let until_ms = self.clock.now_ms() + self.config.lease_ms();
+        let noted = self
+            .jobs
+            .extend(&job.id, job.token, until_ms, progress.get(), true);
+        match noted.await {
+            Ok(Settled::Done) => {
+                progress.begun.store(true, Ordering::Relaxed);
+                Ok(Some(room))
+            }
+            // The settlement finds out about it.
+            Ok(Settled::Stale) => Err(put_off("another one has claimed it".to_owned())),
+            Err(error) => Err(put_off(error.to_string())),
+        }
     }
 
     async fn work(&self, job: &Job, progress: &Progress) -> End {
-        if job.claims > job.attempts.saturating_add(LOST_CLAIMS_MAX) {
-            let reason = format!(
-                "it was begun {} times and ended {} times: it may end the processes that carry it out",
-                job.claims - 1,
-                job.attempts
-            );
-            return End::Failed(reason);
-        }
         let states = progress.get();
+        if states.contains(&ActionState::Failed) {
+            // It was given up by an earlier claim, and only the telling was left to do.
+            return End::Failed(job.last_error.clone().unwrap_or_default());
+        }
+        let _room = match self.admit(job, progress).await {
+            Ok(room) => room,
+            Err(end) => return end,
+        };
         let is_new = states.iter().all(|state| *state == ActionState::Waiting);
         if let (Some(check), true) = (&job.plan.check, is_new) {
             match self.hands.check(job, check).await {
@@ -134,10 +215,10 @@ impl Runner {
             if states.get(at) == Some(&ActionState::Done) {
                 continue;
             }
-            let done = self.hands.act(job, at, action).await;
+            let done = self.hands.act(job, at, action, &progress.begun).await;
             let state = match &done {
                 Done::Yes => ActionState::Done,
-                Done::Later { .. } | Done::Busy(_) => ActionState::Waiting,
+                Done::Later { .. } | Done::Busy { .. } => ActionState::Waiting,
                 Done::Never(_) => ActionState::Failed,
             };
             progress.set(at, state);
@@ -153,7 +234,7 @@ impl Runner {
         let until_ms = self.clock.now_ms() + self.config.lease_ms();
         let prolonged = self
             .jobs
-            .extend(&job.id, job.token, until_ms, progress.get())
+            .extend(&job.id, job.token, until_ms, progress.get(), false)
             .await;
         match prolonged {
             Ok(Settled::Done) => true,
@@ -166,11 +247,18 @@ impl Runner {
     }
 
     async fn settle(&self, job: &Job, progress: &Progress, end: End) {
-        let settlement = self.settlement(job, progress, &end);
+        let mut settlement = self.settlement(job, progress, end);
+        if let Err(error) = self.tell(job, &settlement).await {
+            tracing::debug!(job = %job.id, %error, "nobody is told of the end of a delayed job yet");
+            settlement = self.tell_later(progress, settlement, &error);
+        }
         let deadline = tokio::time::Instant::now() + self.config.lease;
         loop {
-            let settled = self.end(job, &settlement).await;
-            match settled {
+            let now_ms = self.clock.now_ms();
+            let settled = self
+                .jobs
+                .settle(&job.id, job.token, settlement.clone(), now_ms);
+            match settled.await {
                 Ok(Settled::Done) => return self.count(job, &settlement),
                 Ok(Settled::Stale) => {
                     tracing::debug!(job = %job.id, "a delayed job was claimed by another meanwhile");
@@ -189,54 +277,72 @@ impl Runner {
         }
     }
 
-    async fn end(&self, job: &Job, settlement: &JobSettlement) -> Result<Settled, StoreError> {
-        let now_ms = self.clock.now_ms();
+    /// Sees to it that whoever wants to know hears of the end.
+    async fn tell(&self, job: &Job, settlement: &JobSettlement) -> Result<(), StoreError> {
         let ending = match settlement {
-            JobSettlement::Fired => Some(Ending::Fired),
-            JobSettlement::Failed { error, .. } => Some(Ending::Failed(error)),
-            _ => None,
+            JobSettlement::Fired => Ending::Fired,
+            JobSettlement::Failed { error, .. } => Ending::Failed(error),
+            _ => return Ok(()),
         };
-        if let (Some(ending), Some(_)) = (ending, &job.plan.notify) {
-            let retry = self.config.retry.policy();
-            notify::tell(&*self.jobs, job, ending, now_ms, retry).await?;
-        }
-        self.jobs
-            .settle(&job.id, job.token, settlement.clone(), now_ms)
-            .await
+        let retry = self.config.retry.policy();
+        notify::tell(&*self.jobs, job, ending, self.clock.now_ms(), retry).await
     }
 
-    fn settlement(&self, job: &Job, progress: &Progress, end: &End) -> JobSettlement {
-        let actions = progress.get();
+    /// What was done is kept, so that whoever claims the job next has only the telling left to do.
+    fn tell_later(
+        &self,
+        progress: &Progress,
+        settlement: JobSettlement,
+        why: &StoreError,
+    ) -> JobSettlement {
+        let reason = match settlement {
+            JobSettlement::Failed { error, .. } => error,
+            _ => format!("nobody could be told of its end: {why}"),
+        };
+        JobSettlement::PutOff {
+            at_ms: self.from_now(TELL_WAIT.mul_f64((self.random)())),
+            actions: progress.get(),
+            begun: true,
+            reason,
+        }
+    }
+
+    fn from_now(&self, wait: Duration) -> u64 {
+        self.clock.now_ms() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX / 2)
+    }
+
+    fn settlement(&self, job: &Job, progress: &Progress, end: End) -> JobSettlement {
         let attempts = job.attempts.saturating_add(1);
         let retry = job.plan.retry;
-        let fraction = (self.random)();
-        let later = |wait: Duration, error: &str| JobSettlement::Retry {
-            at_ms: self.clock.now_ms() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX / 2),
-            actions: actions.clone(),
-            error: error.to_owned(),
-        };
         match end {
             End::Fired => JobSettlement::Fired,
             End::Skipped => JobSettlement::Skipped,
-            End::PutOff(reason) => {
-                let longest = BUSY_WAIT.min(Duration::from_secs(1) * attempts);
-                later(longest.mul_f64(fraction), reason)
-            }
+            End::PutOff { reason, wait } => JobSettlement::PutOff {
+                at_ms: self.from_now(wait),
+                actions: progress.get(),
+                begun: progress.begun.load(Ordering::Relaxed),
+                reason,
+            },
             End::Later {
                 reason,
                 retry_after,
             } if attempts < retry.attempts_max => {
                 let first = Duration::from_millis(retry.first_ms);
                 let max = Duration::from_millis(retry.max_ms);
-                later(
-                    backoff(first, max, attempts, *retry_after, fraction),
-                    reason,
-                )
+                let wait = backoff(first, max, attempts, retry_after, (self.random)());
+                JobSettlement::Retry {
+                    at_ms: self.from_now(wait),
+                    actions: progress.get(),
+                    error: reason,
+                }
             }
-            End::Later { reason, .. } | End::Failed(reason) => JobSettlement::Failed {
-                actions,
-                error: reason.clone(),
-            },
+            End::Later { reason, .. } | End::Failed(reason) => {
+                progress.give_up();
+                JobSettlement::Failed {
+                    actions: progress.get(),
+                    error: reason,
+                }
+            }
         }
     }
 
@@ -253,20 +359,10 @@ impl Runner {
                 tracing::info!(job = %job.id, attempts = job.attempts + 1, error, "a delayed job has failed");
                 metrics.failed.increment(1);
             }
-            JobSettlement::Release => {}
+            JobSettlement::PutOff { reason, .. } => {
+                tracing::debug!(job = %job.id, reason, "a delayed job is put off");
+                metrics.put_off.increment(1);
+            }
         }
     }
-}
-
-/// What failed before and is tried again waits.
-fn states_of(job: &Job) -> Vec<ActionState> {
-    debug_assert_eq!(job.state, JobState::Firing);
-    let mut states = job.actions.clone();
-    states.resize(job.plan.actions.len(), ActionState::Waiting);
-    for state in &mut states {
-        if *state == ActionState::Failed {
-            *state = ActionState::Waiting;
-        }
-    }
-    states
 }

@@ -3,6 +3,7 @@
 //! Everything that goes out carries an id that derives from the job, the action and its target: the same at every attempt, so that
 //! whoever gets it twice can tell.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lapin::BasicProperties;
@@ -15,17 +16,16 @@ use moorline_router::jobs::DelayedPublication;
 use moorline_router::rabbit::Publishing;
 use moorline_router::rabbit::publisher::sender_hash;
 use moorline_router::{ActionKind, Job, JobAction, MessageId, StoreError, UpstreamMessage};
-use moorline_upstream_worker::call::{self, Attempt};
+use moorline_upstream_worker::backoff::random_fraction;
+use moorline_upstream_worker::call::{self, Attempt, Failures};
 use moorline_upstream_worker::webhook::{self, CloudEvent, Signer};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Request, Url};
 use serde_json::json;
 
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, Turn};
 use crate::{Config, Outlets};
 
-/// How long a call waits for its turn at its host before the job makes room for others.
-const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 const DUE: &str = "moorline.delay.due";
 
 /// What became of an action.
@@ -40,7 +40,11 @@ pub(crate) enum Done {
         retry_after: Option<Duration>,
     },
     /// It was not begun, for want of room.
-    Busy(String),
+    Busy {
+        reason: String,
+        /// For how long there is likely to be none.
+        wait: Duration,
+    },
     /// It will not succeed.
     Never(String),
 }
@@ -67,11 +71,12 @@ impl Hands {
     pub(crate) fn new(config: &Config, outlets: Outlets) -> Result<Self, String> {
         let client = call::client(config.authorities()?)
             .map_err(|error| format!("no HTTP client: {error}"))?;
-        let each = usize::try_from(config.webhook_concurrency).unwrap_or(usize::MAX);
+        let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let each = number(config.webhook_concurrency);
         Ok(Self {
             outlets,
             client,
-            hosts: Hosts::new(each),
+            hosts: Hosts::new(each, number(config.concurrency)),
             signer: config.webhook_secret.signer()?,
             timeout: config.webhook_timeout,
             source: config.source.clone(),
@@ -120,11 +125,20 @@ impl Hands {
         }
     }
 
-    /// Does one action.
-    pub(crate) async fn act(&self, job: &Job, at: usize, action: &JobAction) -> Done {
+    /// Does one action. Sets `begun` before anything of it can have happened.
+    pub(crate) async fn act(
+        &self,
+        job: &Job,
+        at: usize,
+        action: &JobAction,
+        begun: &AtomicBool,
+    ) -> Done {
+        if action.kind != ActionKind::Webhook {
+            begun.store(true, Ordering::Relaxed);
+        }
         match action.kind {
             ActionKind::Push => self.push(job, at, &action.spec).await,
-            ActionKind::Webhook => self.call(job, at, &action.spec).await,
+            ActionKind::Webhook => self.call(job, at, &action.spec, begun).await,
             ActionKind::Amqp => self.publish_amqp(job, at, &action.spec).await,
             ActionKind::Publish => self.publish(job, at, &action.spec).await,
         }
@@ -150,7 +164,7 @@ impl Hands {
         }
     }
 
-    async fn call(&self, job: &Job, at: usize, spec: &[u8]) -> Done {
+    async fn call(&self, job: &Job, at: usize, spec: &[u8], begun: &AtomicBool) -> Done {
         let webhook = match Webhook::from_spec(spec) {
             Ok(webhook) => webhook,
             Err(reason) => return Done::Never(reason),
@@ -163,7 +177,8 @@ impl Hands {
             Ok(turn) => turn,
             Err(busy) => return busy,
         };
-        let attempt = call::attempt(&self.client, request).await;
+        begun.store(true, Ordering::Relaxed);
+        let attempt = call::attempt(&self.client, request, Failures::OfServers).await;
         drop(turn);
         match attempt {
             Attempt::Done => Done::Yes,
@@ -178,15 +193,17 @@ impl Hands {
         }
     }
 
-    async fn turn(&self, request: &Request) -> Result<tokio::sync::OwnedSemaphorePermit, Done> {
+    async fn turn(&self, request: &Request) -> Result<Turn, Done> {
         let url = request.url();
         let host = match (url.host_str(), url.port_or_known_default()) {
             (Some(host), Some(port)) => format!("{host}:{port}"),
             _ => String::new(),
         };
-        tokio::time::timeout(TURN_TIMEOUT, self.hosts.turn(&host))
-            .await
-            .map_err(|_| Done::Busy(format!("{host} has as many calls as it may have")))
+        let turn = self.hosts.turn(&host, random_fraction()).await;
+        turn.map_err(|wait| Done::Busy {
+            reason: format!("{host} has as many calls as it may have"),
+            wait,
+        })
     }
 
     fn request(

@@ -10,6 +10,7 @@ pub(crate) struct Metrics {
     pub(crate) fired: Counter,
     pub(crate) skipped: Counter,
     pub(crate) retried: Counter,
+    pub(crate) put_off: Counter,
     pub(crate) failed: Counter,
     /// Claimed by another since: what was done counts for nothing.
     pub(crate) stale: Counter,
@@ -46,6 +47,7 @@ impl Metrics {
             fired: ended("fired"),
             skipped: ended("skipped"),
             retried: ended("retried"),
+            put_off: ended("put-off"),
             failed: ended("failed"),
             stale: ended("stale"),
             early: counter!("moorline_delays_early_total"),

@@ -1,7 +1,7 @@
 //! Telling of the end of a job: a job of its own, which is due at once.
 //!
-//! It is created before the end is written, so that a process that dies in between tells it again rather than never; and it has
-//! the attempts and the dead letter of any other job.
+//! It is created before the end is written, so that a process that dies in between tells it again, under the same id, rather than never;
+//! and it has the attempts and the dead letter of any other job. A store that is full takes it all the same.
 
 use moorline_push_service::delayed::{Notify, event_id};
 use moorline_router::{
@@ -38,12 +38,9 @@ fn notice(job: &Job, ending: Ending<'_>, now_ms: u64, retry: RetryPolicy) -> Opt
         Ending::Fired => notify.fired,
         Ending::Failed(_) => notify.failed,
     }?;
-    // A job fires once. It may fail again after it was taken out of the dead letters, and that is news.
-    let claim = match ending {
-        Ending::Fired => 0,
-        Ending::Failed(_) => job.token.0,
-    };
-    let what = format!("{} {} {claim}", ending.name(), job.created_ms);
+    // The same whoever carries the job out, and however often. It may fail again after it was taken out of the dead letters, and that
+    // is news.
+    let what = format!("{} {} {}", ending.name(), job.created_ms, job.revived);
     let id = event_id(&what, job.id.as_str());
     let id = JobId::parse(&format!("{}-{id}", ending.name())).expect("a word and a UUID");
     Some(NewJob {
@@ -58,7 +55,7 @@ fn notice(job: &Job, ending: Ending<'_>, now_ms: u64, retry: RetryPolicy) -> Opt
         },
         cancel_on: Vec::new(),
         trigger_on: Vec::new(),
-        fingerprint: claim,
+        fingerprint: u64::from(job.revived),
     })
 }
 
@@ -101,17 +98,63 @@ pub(crate) async fn tell(
     let Some(notice) = notice(job, ending, now_ms, retry) else {
         return Ok(());
     };
-    match jobs.create(notice).await {
+    match jobs.create_notice(notice).await {
         Ok(JobCreated::Created(_) | JobCreated::Same(_)) => Ok(()),
         Ok(JobCreated::Conflict(other)) => {
             tracing::warn!(job = %job.id, other = %other.id, "nobody is told of the end of a job: its notice has the id of another job");
             Ok(())
         }
-        // A full store must not keep jobs from ending: that is what makes room.
-        Err(StoreError::Full(error)) => {
-            tracing::warn!(job = %job.id, %error, "nobody is told of the end of a job");
-            Ok(())
-        }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moorline_router::ClaimToken;
+
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_under_one_id_whoever_claims_the_job_and_another_end_under_another() {
+        let retry = RetryPolicy {
+            attempts_max: 3,
+            first_ms: 1,
+            max_ms: 1,
+        };
+        let action = |url: &str| json!({"webhook": {"url": url}});
+        let notify = json!({"on_fired": action("http://f/"), "on_failed": action("http://x/")});
+        let job = Job::waiting(NewJob {
+            id: JobId::parse("order-1").unwrap(),
+            created_ms: 5,
+            fire_at_ms: 6,
+            plan: JobPlan {
+                actions: Vec::new(),
+                check: None,
+                notify: Some(notify.to_string().into()),
+                retry,
+            },
+            cancel_on: Vec::new(),
+            trigger_on: Vec::new(),
+            fingerprint: 1,
+        });
+        let told = |job: &Job, ending| {
+            let notice = notice(job, ending, 9, retry).unwrap();
+            (notice.id, notice.fingerprint)
+        };
+        let again = Job {
+            token: ClaimToken(7),
+            claims: 4,
+            attempts: 2,
+            ..job.clone()
+        };
+        let failed = told(&job, Ending::Failed("no"));
+        assert_eq!(failed, told(&again, Ending::Failed("no answer")));
+        assert_eq!(told(&job, Ending::Fired), told(&again, Ending::Fired));
+        assert_ne!(failed, told(&job, Ending::Fired));
+        let revived = Job {
+            revived: 1,
+            ..again
+        };
+        assert_ne!(failed, told(&revived, Ending::Failed("no")));
     }
 }

@@ -13,6 +13,7 @@ use moorline_upstream_worker::backoff::random_fraction;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::attempt::TRIALS_AT_ONCE;
 use crate::bindings;
 use crate::hands::Hands;
 use crate::metrics::Metrics;
@@ -53,6 +54,8 @@ pub(crate) struct Runner {
     pub(crate) random: fn() -> f64,
     holder: NodeId,
     slots: Arc<Semaphore>,
+    /// Room for jobs that may be what ends the processes, see [`crate::attempt`].
+    pub(crate) trials: Arc<Semaphore>,
     rate: Rate,
     stop: watch::Receiver<bool>,
     /// What runs has had its time.
@@ -81,6 +84,7 @@ pub(crate) async fn run(
         random: random_fraction,
         holder: queue.holder,
         slots: Arc::new(Semaphore::new(slots)),
+        trials: Arc::new(Semaphore::new(TRIALS_AT_ONCE as usize)),
         rate: Rate::per_second(config.rate),
         jobs: queue.jobs,
         clock: queue.clock,

@@ -56,6 +56,9 @@ pub struct JobPatch {
     pub fire_at_ms: Option<u64>,
     /// What it does.
     pub plan: Option<JobPlan>,
+    /// What it does until now: where it does something else meanwhile, and not what `plan` says either, nothing is changed, and the answer
+    /// is [`JobChange::Outdated`]. So nobody who makes a new plan out of the old one takes back what somebody else was answered.
+    pub instead_of: Option<JobPlan>,
 }
 
 /// What a call to change a job that waits has done.
@@ -65,6 +68,8 @@ pub enum JobChange {
     Changed(Job),
     /// Nothing: the job has begun or ended, as its state says.
     Refused(Job),
+    /// Nothing: the job waits, and does not do what [`JobPatch::instead_of`] says any more.
+    Outdated,
     /// There is no such job, or it ended and its time is over.
     NotFound,
 }
@@ -92,9 +97,18 @@ pub enum JobSettlement {
         /// Why, for a person.
         error: String,
     },
-    /// Nothing was begun: as if it had not been claimed. A job that an earlier claim may have begun is `retrying`
-    /// and due, any other one waits again.
-    Release,
+    /// It makes room: as if it had not been claimed, so that no attempt is counted. A job of which nothing was begun, by this claim or
+    /// an earlier one, waits again, and can be cancelled; any other one is `retrying`.
+    PutOff {
+        /// Claimed again not before this, Unix milliseconds.
+        at_ms: u64,
+        /// The state of each action, in their order.
+        actions: Vec<ActionState>,
+        /// Whether this claim has begun anything. The process that did has survived it: [`Job::trials`] begins anew.
+        begun: bool,
+        /// Why, for a person.
+        reason: String,
+    },
 }
 
 /// Whether a settlement counted.
@@ -285,6 +299,10 @@ pub trait Jobs: Send + Sync {
         })
     }
 
+    /// Creates one job also at [`JobLimits::jobs_max`]: what tells of the end of another one, of which there is one at most, is not lost for
+    /// want of room.
+    async fn create_notice(&self, job: NewJob) -> Result<JobCreated, StoreError>;
+
     /// The job, as long as it is kept.
     async fn get(&self, id: &JobId) -> Result<Option<Job>, StoreError>;
 
@@ -352,13 +370,15 @@ pub trait Jobs: Send + Sync {
     ) -> Result<Settled, StoreError>;
 
     /// Lets the claim of `token` go on until `until_ms`, and keeps the state of each action so far, so that whoever has to go on
-    /// with the job does not begin again. [`Settled::Stale`] also where the claim was settled.
+    /// with the job does not begin again. With `is_trial` the claim counts among [`Job::trials`]. [`Settled::Stale`] also where the claim
+    /// was settled.
     async fn extend(
         &self,
         id: &JobId,
         token: ClaimToken,
         until_ms: u64,
         actions: Vec<ActionState>,
+        is_trial: bool,
     ) -> Result<Settled, StoreError>;
 
     /// Removes up to `limit` jobs and events of a shard whose declared time is over at `now_ms`. Nothing else does:

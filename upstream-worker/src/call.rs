@@ -1,8 +1,8 @@
 //! One attempt to hand a message to its backend, and what its end means.
 //!
-//! What can succeed later is tried again: a connection refused or broken, a timeout, 429, 502, 503
-//! and 504. Everything else will not get better by itself: other answers than 2xx make a dead letter at once,
-//! redirects included.
+//! What can succeed later is tried again: a connection refused or broken, a timeout, 429, and 502, 503
+//! and 504 or every 5xx, as the caller says. Everything else will not get better by itself: other answers than 2xx make a dead letter at
+//! once, redirects included.
 
 use std::time::Duration;
 
@@ -46,23 +46,44 @@ pub fn client(authorities: Vec<Certificate>) -> Result<Client, reqwest::Error> {
         .build()
 }
 
+/// Which answers of a server that failed are worth another attempt. 429 always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failures {
+    /// 502, 503 and 504: of what stands before the backend, or of one that is busy.
+    OfGateways,
+    /// Every 5xx, as of a webhook, whose receiver may be broken for a while.
+    OfServers,
+}
+
+impl Failures {
+    fn include(self, status: u16) -> bool {
+        match self {
+            Self::OfGateways => (502..=504).contains(&status),
+            Self::OfServers => (500..=599).contains(&status),
+        }
+    }
+}
+
 /// Makes one call; bounded by the request's own timeout.
-pub async fn attempt(client: &Client, request: reqwest::Request) -> Attempt {
-    exchange(client, request, EXCERPT_BYTES_MAX).await.0
+pub async fn attempt(client: &Client, request: reqwest::Request, retried: Failures) -> Attempt {
+    exchange(client, request, EXCERPT_BYTES_MAX, retried)
+        .await
+        .0
 }
 
 /// Makes one call whose answer is of interest: with its body, cut at 64 KiB.
 pub async fn ask(client: &Client, request: reqwest::Request) -> (Attempt, Vec<u8>) {
-    exchange(client, request, ANSWER_BYTES_MAX).await
+    exchange(client, request, ANSWER_BYTES_MAX, Failures::OfServers).await
 }
 
 async fn exchange(
     client: &Client,
     request: reqwest::Request,
     bytes_max: usize,
+    retried: Failures,
 ) -> (Attempt, Vec<u8>) {
     match client.execute(request).await {
-        Ok(response) => read(response, bytes_max).await,
+        Ok(response) => read(response, bytes_max, retried).await,
         Err(error) => (failed(&error), Vec::new()),
     }
 }
@@ -92,7 +113,7 @@ fn innermost(error: &reqwest::Error) -> String {
     error.to_string()
 }
 
-async fn read(mut response: Response, bytes_max: usize) -> (Attempt, Vec<u8>) {
+async fn read(mut response: Response, bytes_max: usize, retried: Failures) -> (Attempt, Vec<u8>) {
     let status = response.status();
     let retry_after = retry_after(&response);
     let mut body = Vec::new();
@@ -108,10 +129,15 @@ async fn read(mut response: Response, bytes_max: usize) -> (Attempt, Vec<u8>) {
         }
     }
     let excerpt = &body[..body.len().min(EXCERPT_BYTES_MAX)];
-    (judge(status, retry_after, excerpt), body)
+    (judge(status, retried, retry_after, excerpt), body)
 }
 
-fn judge(status: StatusCode, retry_after: Option<Duration>, excerpt: &[u8]) -> Attempt {
+fn judge(
+    status: StatusCode,
+    retried: Failures,
+    retry_after: Option<Duration>,
+    excerpt: &[u8],
+) -> Attempt {
     if status.is_success() {
         return Attempt::Done;
     }
@@ -122,7 +148,7 @@ fn judge(status: StatusCode, retry_after: Option<Duration>, excerpt: &[u8]) -> A
         text => format!("answered {status}: {text}"),
     };
     match status.as_u16() {
-        429 | 502..=504 => Attempt::Retry {
+        status if status == 429 || retried.include(status) => Attempt::Retry {
             reason,
             retry_after,
         },
@@ -142,7 +168,11 @@ mod tests {
 
     #[test]
     fn only_what_can_succeed_later_is_tried_again() {
-        let judged = |status: u16| judge(StatusCode::from_u16(status).unwrap(), None, b"");
+        let judge = |status: u16, retried| {
+            let status = StatusCode::from_u16(status).unwrap();
+            judge(status, retried, None, b"")
+        };
+        let judged = |status| judge(status, Failures::OfGateways);
         for status in [200, 201, 202, 204, 299] {
             assert_eq!(judged(status), Attempt::Done, "{status}");
         }
@@ -152,11 +182,23 @@ mod tests {
         for status in [301, 304, 400, 401, 404, 408, 410, 422, 500, 501, 505] {
             assert!(matches!(judged(status), Attempt::Refused(_)), "{status}");
         }
+        let judged = |status| judge(status, Failures::OfServers);
+        for status in [429, 500, 501, 502, 503, 504, 505, 599] {
+            assert!(matches!(judged(status), Attempt::Retry { .. }), "{status}");
+        }
+        for status in [301, 400, 401, 404, 408, 410, 422] {
+            assert!(matches!(judged(status), Attempt::Refused(_)), "{status}");
+        }
     }
 
     #[test]
     fn a_reason_repeats_what_the_backend_said() {
-        let attempt = judge(StatusCode::BAD_REQUEST, None, b" no such order \n");
+        let attempt = judge(
+            StatusCode::BAD_REQUEST,
+            Failures::OfServers,
+            None,
+            b" no such order \n",
+        );
         assert_eq!(
             attempt,
             Attempt::Refused("answered 400 Bad Request: no such order".into())

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::backoff::{backoff, random_fraction};
 use crate::breaker::Breaker;
-use crate::call::{self, Attempt};
+use crate::call::{self, Attempt, Failures};
 use crate::config::{Config, Retry};
 use crate::rule::Rule;
 
@@ -301,7 +301,7 @@ impl Partition {
         };
         let started = Instant::now();
         let attempt = tokio::select! {
-            attempt = call::attempt(&self.client, request) => attempt,
+            attempt = call::attempt(&self.client, request, Failures::OfGateways) => attempt,
             () = self.grace_over() => return Err(Stopped),
         };
         drop(permit);

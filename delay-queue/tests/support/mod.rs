@@ -1,5 +1,7 @@
 //! A delay queue over a real store, and backends that it calls; only the access nodes are made up.
 
+pub(crate) mod watched;
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,8 +16,8 @@ use moorline_router::embedded::{self, EmbeddedStore};
 use moorline_router::upstream::UpstreamRoutes;
 use moorline_router::{
     ActionKind, BanTarget, BanView, ClientId, Clock, Delivery, DeliveryOutcome, Displaced, Epoch,
-    Job, JobAction, JobCreated, JobId, JobPlan, JobState, Jobs, MessageId, NewJob, NodeId, Nodes,
-    Published, RetryPolicy, SessionView, StoreError,
+    Job, JobAction, JobCreated, JobId, JobLimits, JobPlan, JobState, Jobs, MessageId, NewJob,
+    NodeId, Nodes, Published, RetryPolicy, SessionView, StoreError,
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -64,6 +66,12 @@ pub(crate) type Calls = Arc<Mutex<Vec<(String, Instant)>>>;
 
 /// Answers 200 after `after`.
 pub(crate) async fn backend(after: Duration) -> (String, Calls) {
+    answering(200, after).await
+}
+
+/// Answers `status` after `after`.
+pub(crate) async fn answering(status: u16, after: Duration) -> (String, Calls) {
+    let status = StatusCode::from_u16(status).unwrap();
     let _ = rustls::crypto::ring::default_provider().install_default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -76,7 +84,7 @@ pub(crate) async fn backend(after: Duration) -> (String, Calls) {
             let body = String::from_utf8(body.unwrap().to_vec()).unwrap();
             record.lock().unwrap().push((body, Instant::now()));
             tokio::time::sleep(after).await;
-            StatusCode::OK
+            status
         }
     });
     tokio::spawn(axum::serve(listener, app).into_future());
@@ -104,9 +112,22 @@ impl Running {
 
 impl World {
     pub(crate) fn new(clock: Clock) -> Self {
+        Self::keeping(clock, JobLimits::default())
+    }
+
+    pub(crate) fn with_room_for(jobs_max: u64) -> Self {
+        let limits = JobLimits {
+            jobs_max,
+            ..JobLimits::default()
+        };
+        Self::keeping(Clock::of_machine(), limits)
+    }
+
+    fn keeping(clock: Clock, jobs: JobLimits) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = embedded::Config {
             data_dir: directory.path().join("data"),
+            jobs,
             ..Default::default()
         };
         let store = EmbeddedStore::open(config).unwrap();
@@ -143,6 +164,17 @@ impl World {
     }
 
     pub(crate) async fn create(&self, id: &str, fire_at_ms: u64, kind: ActionKind, spec: &str) {
+        self.create_with(id, fire_at_ms, kind, spec, None).await;
+    }
+
+    pub(crate) async fn create_with(
+        &self,
+        id: &str,
+        fire_at_ms: u64,
+        kind: ActionKind,
+        spec: &str,
+        notify: Option<String>,
+    ) {
         let action = JobAction {
             kind,
             spec: spec.to_owned().into(),
@@ -154,7 +186,7 @@ impl World {
             plan: JobPlan {
                 actions: vec![action],
                 check: None,
-                notify: None,
+                notify: notify.map(Into::into),
                 retry: RetryPolicy {
                     attempts_max: 3,
                     first_ms: 10,

@@ -155,7 +155,7 @@ impl Api {
                 let detail = format!("job {id} is {}", job.state);
                 Err(Problem::new(ProblemKind::JobBegun, detail).with_state(job.state.as_str()))
             }
-            JobChange::NotFound => Err(unknown(id)),
+            JobChange::Outdated | JobChange::NotFound => Err(unknown(id)),
         }
     }
 }
@@ -358,21 +358,29 @@ pub(super) async fn patch(
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Json<JobBody>, Problem> {
-    let current = api
-        .stores
-        .jobs
-        .get(&id)
-        .await?
-        .ok_or_else(|| unknown(&id))?;
-    let patch = DelayPatch::from_json(&body, &api.delay_rules(), &current.plan)?;
-    api.may_push(&headers, patch.pushes())?;
-    let now_ms = api.delays.clock.now_ms();
-    let patch = JobPatch {
-        fire_at_ms: patch.when.map(|when| when.at_ms(now_ms)),
-        plan: patch.plan(&current.plan),
-    };
-    let change = api.stores.jobs.patch(&id, patch).await?;
-    api.changed(&id, change)
+    // Whoever is too late was overtaken by another patch, so that all together get on.
+    loop {
+        let current = api
+            .stores
+            .jobs
+            .get(&id)
+            .await?
+            .ok_or_else(|| unknown(&id))?;
+        let patch = DelayPatch::from_json(&body, &api.delay_rules(), &current.plan)?;
+        api.may_push(&headers, patch.pushes())?;
+        let now_ms = api.delays.clock.now_ms();
+        let fire_at_ms = patch.when.map(|when| when.at_ms(now_ms));
+        let plan = patch.plan(&current.plan);
+        let patch = JobPatch {
+            fire_at_ms,
+            instead_of: plan.as_ref().map(|_| current.plan),
+            plan,
+        };
+        match api.stores.jobs.patch(&id, patch).await? {
+            JobChange::Outdated => {}
+            change => return api.changed(&id, change),
+        }
+    }
 }
 
 /// Cancel a job that waits.

@@ -6,17 +6,21 @@ use futures_util::future::{join, join_all};
 
 use super::jobs::{
     HOUR, JobsBackend, LEASE, NOW, changed, claim, claim_one, claim_up_to, created, failed, get,
-    holder, id, ids, job, jobs_swept, name, plan, refused, retry, settle, start, state,
+    holder, id, ids, job, jobs_swept, name, plan, put_off, refused, retry, settle, start, state,
 };
 use crate::{
-    ActionState, ClaimToken, Claimed, JobChange, JobCounts, JobPatch, JobSettlement, JobState,
-    Settled,
+    ActionState, ClaimToken, Claimed, JobChange, JobCounts, JobPatch, JobPlan, JobSettlement,
+    JobState, Settled,
 };
 
 pub async fn a_patch_changes_what_waits(backend: &mut dyn JobsBackend) {
     let jobs = start(backend).await;
     let before = created(&*jobs, job("a", NOW + 1_000)).await;
-    let patch = |fire_at_ms, plan| JobPatch { fire_at_ms, plan };
+    let patch = |fire_at_ms, plan| JobPatch {
+        fire_at_ms,
+        plan,
+        ..JobPatch::default()
+    };
     let nothing = changed(jobs.patch(&id("a"), JobPatch::default()).await.unwrap());
     assert_eq!(nothing, before);
 
@@ -47,6 +51,55 @@ pub async fn a_patch_changes_what_waits(backend: &mut dyn JobsBackend) {
     assert_eq!(claimed.plan, two);
     assert_eq!(claimed.fingerprint, before.fingerprint);
     assert_eq!(claim_up_to(&*jobs, NOW + 5_000, 9).await.jobs, []);
+}
+
+pub async fn of_patches_at_once_none_takes_another_one_back(backend: &mut dyn JobsBackend) {
+    let jobs = start(backend).await;
+    let before = created(&*jobs, job("a", NOW + 1_000)).await.plan;
+    let instead_of = |before: &JobPlan, spec| JobPatch {
+        plan: Some(plan(spec)),
+        instead_of: Some(before.clone()),
+        fire_at_ms: Some(NOW + 5),
+    };
+    let other = || instead_of(&plan("not this"), "other");
+    assert_eq!(
+        jobs.patch(&id("a"), other()).await.unwrap(),
+        JobChange::Outdated
+    );
+    assert_eq!(get(&*jobs, "a").await.fire_at_ms, NOW + 1_000);
+    // Whoever did not hear the answer asks again.
+    for _ in 0..2 {
+        let patched = jobs.patch(&id("a"), instead_of(&before, "one")).await;
+        assert_eq!(changed(patched.unwrap()).plan, plan("one"));
+    }
+    let only_the_time = JobPatch {
+        plan: None,
+        ..instead_of(&before, "")
+    };
+    assert_eq!(
+        jobs.patch(&id("a"), only_the_time).await.unwrap(),
+        JobChange::Outdated
+    );
+
+    let all: Vec<_> = (0..20).map(|n| n.to_string()).collect();
+    let patches = all.iter().map(|spec| {
+        let (jobs, patch) = (jobs.clone(), instead_of(&plan("one"), spec));
+        async move { jobs.patch(&id("a"), patch).await.unwrap() }
+    });
+    let answers = join_all(patches).await;
+    let was_first = |answer: &&JobChange| matches!(answer, JobChange::Changed(_));
+    assert_eq!(answers.iter().filter(was_first).count(), 1, "{answers:?}");
+    let first = answers
+        .iter()
+        .position(|answer| was_first(&answer))
+        .unwrap();
+    assert_eq!(get(&*jobs, "a").await.plan, plan(&all[first]));
+
+    claim_one(&*jobs, NOW + 5).await;
+    let begun = jobs.patch(&id("a"), other()).await.unwrap();
+    assert_eq!(refused(begun), JobState::Firing);
+    let unknown = jobs.patch(&id("b"), other()).await.unwrap();
+    assert_eq!(unknown, JobChange::NotFound);
 }
 
 pub async fn a_cancelled_job_never_fires(backend: &mut dyn JobsBackend) {
@@ -94,6 +147,7 @@ pub async fn a_job_that_has_begun_is_refused_with_its_state(backend: &mut dyn Jo
         let patch = JobPatch {
             fire_at_ms: Some(NOW + HOUR),
             plan: Some(plan("x")),
+            ..JobPatch::default()
         };
         let mut answers = vec![
             jobs.patch(&id, patch).await.unwrap(),
@@ -145,7 +199,7 @@ pub async fn what_is_not_known_is_not_found(backend: &mut dyn JobsBackend) {
         for token in [ClaimToken::default(), ClaimToken(7)] {
             let settled = jobs.settle(&id, token, JobSettlement::Fired, NOW).await;
             assert_eq!(settled.unwrap(), Settled::Stale);
-            let extended = jobs.extend(&id, token, NOW, Vec::new()).await;
+            let extended = jobs.extend(&id, token, NOW, Vec::new(), false).await;
             assert_eq!(extended.unwrap(), Settled::Stale);
         }
     }
@@ -170,7 +224,7 @@ pub async fn of_a_cancel_and_a_claim_at_once_one_comes_first(backend: &mut dyn J
                 assert_eq!(job.state, JobState::Firing);
                 assert!(claimed.contains(&id(text)), "{text} is in neither");
             }
-            JobChange::NotFound => panic!("{text} is gone"),
+            JobChange::Outdated | JobChange::NotFound => panic!("{text} is gone"),
         }
     }
     let counts = jobs.counts().await.unwrap();
@@ -188,6 +242,7 @@ pub async fn of_a_patch_and_a_claim_at_once_one_comes_first(backend: &mut dyn Jo
         let patch = JobPatch {
             fire_at_ms: Some(NOW + HOUR),
             plan: Some(plan("new")),
+            ..JobPatch::default()
         };
         async move { jobs.patch(&id(text), patch).await.unwrap() }
     }));
@@ -229,7 +284,7 @@ pub async fn counts_follow_every_change(backend: &mut dyn JobsBackend) {
         JobSettlement::Skipped,
         failed("x"),
         retry(NOW + 50),
-        JobSettlement::Release,
+        put_off(NOW + 10, false),
     ];
     for (job, settlement) in claimed.iter().zip(settlements) {
         settle(&*jobs, job, settlement, NOW + 10).await;
@@ -287,6 +342,7 @@ pub async fn an_earlier_job_is_noticed(backend: &mut dyn JobsBackend) {
     let sooner = JobPatch {
         fire_at_ms: Some(NOW + 1_000),
         plan: None,
+        ..JobPatch::default()
     };
     notices!(jobs.patch(&id(text), sooner).await.unwrap(), NOW + 1_000);
     notices!(jobs.trigger(&id(text), NOW + 500).await.unwrap(), NOW + 500);

@@ -6,9 +6,11 @@ use futures_util::future::join_all;
 
 use super::jobs::{
     HOUR, JobsBackend, LEASE, NOW, changed, claim, claim_one, claim_up_to, created, failed, get,
-    holder, id, ids, job, jobs_swept, refused, retry, settle, start, state,
+    holder, id, ids, job, jobs_swept, name, put_off, refused, retry, settle, start, state,
 };
-use crate::{ActionState, ClaimToken, Claimed, Job, JobSettlement, JobState, Settled};
+use crate::{
+    ActionState, ClaimToken, Claimed, Job, JobPatch, JobSettlement, JobState, NewJob, Settled,
+};
 
 pub async fn nothing_is_claimed_before_it_is_due(backend: &mut dyn JobsBackend) {
     let jobs = start(backend).await;
@@ -124,7 +126,7 @@ pub async fn a_claim_whose_lease_has_ended_is_claimed_again_under_a_higher_token
     for settlement in [
         JobSettlement::Fired,
         JobSettlement::Skipped,
-        JobSettlement::Release,
+        put_off(NOW, false),
         retry(NOW),
         failed("late"),
     ] {
@@ -133,7 +135,13 @@ pub async fn a_claim_whose_lease_has_ended_is_claimed_again_under_a_higher_token
             Settled::Stale
         );
     }
-    let extended = jobs.extend(&first.id, first.token, NOW + HOUR, vec![ActionState::Done]);
+    let extended = jobs.extend(
+        &first.id,
+        first.token,
+        NOW + HOUR,
+        vec![ActionState::Done],
+        false,
+    );
     assert_eq!(extended.await.unwrap(), Settled::Stale);
     assert_eq!(get(&*jobs, "a").await, second);
     assert_eq!(
@@ -149,7 +157,13 @@ pub async fn an_extended_claim_goes_on_and_keeps_what_is_done(backend: &mut dyn 
     created(&*jobs, new).await;
     let first = claim_one(&*jobs, NOW).await;
     let actions = vec![ActionState::Done, ActionState::Waiting];
-    let extended = jobs.extend(&first.id, first.token, NOW + 2 * LEASE, actions.clone());
+    let extended = jobs.extend(
+        &first.id,
+        first.token,
+        NOW + 2 * LEASE,
+        actions.clone(),
+        false,
+    );
     assert_eq!(extended.await.unwrap(), Settled::Done);
     assert!(claim(&*jobs, NOW + 2 * LEASE - 1).await.is_empty());
     let second = claim_one(&*jobs, NOW + 2 * LEASE).await;
@@ -159,7 +173,7 @@ pub async fn an_extended_claim_goes_on_and_keeps_what_is_done(backend: &mut dyn 
         Settled::Done
     );
     assert_eq!(get(&*jobs, "a").await.actions, [ActionState::Done; 2]);
-    let extended = jobs.extend(&second.id, second.token, NOW + HOUR, actions);
+    let extended = jobs.extend(&second.id, second.token, NOW + HOUR, actions, false);
     assert_eq!(extended.await.unwrap(), Settled::Stale);
     assert_eq!(state(&*jobs, "a").await, JobState::Fired);
 }
@@ -239,39 +253,124 @@ pub async fn an_attempt_that_failed_is_repeated_when_it_is_due(backend: &mut dyn
     assert_eq!(second.actions, actions);
 }
 
-pub async fn a_released_job_waits_again_unless_it_had_begun(backend: &mut dyn JobsBackend) {
+pub async fn a_job_that_was_put_off_waits_again_unless_it_had_begun(backend: &mut dyn JobsBackend) {
     let jobs = start(backend).await;
     created(&*jobs, job("a", NOW)).await;
     let claimed = claim_one(&*jobs, NOW + 5).await;
-    settle(&*jobs, &claimed, JobSettlement::Release, NOW + 6).await;
-    let released = get(&*jobs, "a").await;
-    assert_eq!((released.state, released.due_ms), (JobState::Pending, NOW));
-    assert_eq!((released.claims, released.holder), (0, None));
+    settle(&*jobs, &claimed, put_off(NOW + 7, false), NOW + 6).await;
+    let waiting = get(&*jobs, "a").await;
+    assert_eq!(
+        (waiting.state, waiting.due_ms),
+        (JobState::Pending, NOW + 7)
+    );
+    assert_eq!((waiting.claims, waiting.attempts), (0, 0));
+    assert_eq!((waiting.fire_at_ms, waiting.holder), (NOW, None));
+    assert_eq!(waiting.last_error.as_deref(), Some("busy"));
+    let early = claim_up_to(&*jobs, NOW + 6, 10).await;
+    assert!(early.jobs.is_empty());
+    assert_eq!(early.next_due_ms, Some(NOW + 7));
     let again = claim_one(&*jobs, NOW + 7).await;
     assert!(again.token > claimed.token);
     settle(&*jobs, &again, retry(NOW + 100), NOW + 8).await;
     let claimed = claim_one(&*jobs, NOW + 100).await;
-    settle(&*jobs, &claimed, JobSettlement::Release, NOW + 101).await;
-    let released = get(&*jobs, "a").await;
+    settle(&*jobs, &claimed, put_off(NOW + 101, false), NOW + 100).await;
+    let waiting = get(&*jobs, "a").await;
     assert_eq!(
-        (released.state, released.due_ms),
+        (waiting.state, waiting.due_ms),
         (JobState::Retrying, NOW + 101)
     );
-    assert_eq!(released.attempts, 1);
+    assert_eq!((waiting.claims, waiting.attempts), (1, 1));
     assert_eq!(
         refused(jobs.cancel(&id("a"), NOW).await.unwrap()),
         JobState::Retrying
     );
+    let claimed = claim_one(&*jobs, NOW + 101).await;
+    settle(&*jobs, &claimed, JobSettlement::Fired, NOW + 102).await;
 
-    // The lease of the first claim ended: it may have begun.
+    // This claim has begun it, and an earlier one of another job may have: its lease ended.
     created(&*jobs, job("b", NOW + 200)).await;
+    created(&*jobs, job("c", NOW + 200)).await;
     let claimed = claim(&*jobs, NOW + 200).await;
-    assert_eq!(claimed.len(), 2);
+    let b = claimed.iter().find(|job| job.id == id("b")).unwrap();
+    settle(&*jobs, b, put_off(NOW + 200 + LEASE, true), NOW + 201).await;
+    let b = get(&*jobs, "b").await;
+    assert_eq!((b.state, b.claims, b.attempts), (JobState::Retrying, 0, 0));
     let claimed = claim(&*jobs, NOW + 200 + LEASE).await;
+    assert_eq!(claimed.len(), 2);
     for job in &claimed {
-        settle(&*jobs, job, JobSettlement::Release, NOW + HOUR).await;
+        settle(&*jobs, job, put_off(NOW + HOUR, false), NOW + 300 + LEASE).await;
+        assert_eq!(state(&*jobs, job.id.as_str()).await, JobState::Retrying);
     }
-    assert_eq!(state(&*jobs, "b").await, JobState::Retrying);
+}
+
+pub async fn a_job_that_was_put_off_can_be_changed_as_any_that_waits(
+    backend: &mut dyn JobsBackend,
+) {
+    let jobs = start(backend).await;
+    let texts = ["cancelled", "patched", "triggered", "by-event"];
+    for text in texts {
+        let new = NewJob {
+            cancel_on: vec![name(&format!("t:{text}"))],
+            ..job(text, NOW)
+        };
+        created(&*jobs, new).await;
+    }
+    for claimed in claim(&*jobs, NOW).await {
+        settle(&*jobs, &claimed, put_off(NOW + HOUR, false), NOW).await;
+    }
+    assert_eq!(jobs.counts().await.unwrap().pending, 4);
+    changed(jobs.cancel(&id("cancelled"), NOW + 1).await.unwrap());
+    let event = super::job_events::event("t:by-event", NOW + 1);
+    assert_eq!(jobs.event(&event).await.unwrap().cancelled, 1);
+    let patch = JobPatch {
+        fire_at_ms: Some(NOW + 5),
+        ..JobPatch::default()
+    };
+    let patched = changed(jobs.patch(&id("patched"), patch).await.unwrap());
+    assert_eq!((patched.fire_at_ms, patched.due_ms), (NOW + 5, NOW + 5));
+    let triggered = changed(jobs.trigger(&id("triggered"), NOW + 2).await.unwrap());
+    assert_eq!((triggered.fire_at_ms, triggered.due_ms), (NOW, NOW));
+    assert_eq!(ids(&claim(&*jobs, NOW + 5).await).len(), 2);
+    assert!(claim(&*jobs, NOW + 4).await.is_empty());
+}
+
+pub async fn trials_count_until_whoever_began_the_job_settles_it(backend: &mut dyn JobsBackend) {
+    let jobs = start(backend).await;
+    created(&*jobs, job("a", NOW)).await;
+    let mut now_ms = NOW;
+    let claim_again = async |now_ms: &mut u64, is_trial: bool| {
+        let claimed = claim_one(&*jobs, *now_ms).await;
+        let until_ms = *now_ms + LEASE;
+        let actions = vec![ActionState::Waiting];
+        let extended = jobs.extend(&claimed.id, claimed.token, until_ms, actions, is_trial);
+        assert_eq!(extended.await.unwrap(), Settled::Done);
+        *now_ms += LEASE;
+        claimed
+    };
+    for trials in 0..3 {
+        assert_eq!(claim_again(&mut now_ms, true).await.trials, trials);
+    }
+    let claimed = claim_again(&mut now_ms, false).await;
+    assert_eq!(
+        (claimed.trials, claimed.claims),
+        (3, 4),
+        "no trial, no count"
+    );
+    // Who did not begin it says nothing about it.
+    let claimed = claim_one(&*jobs, now_ms).await;
+    settle(&*jobs, &claimed, put_off(now_ms, false), now_ms).await;
+    let claimed = claim_one(&*jobs, now_ms).await;
+    assert_eq!(claimed.trials, 3);
+    settle(&*jobs, &claimed, put_off(now_ms, true), now_ms).await;
+    assert_eq!(claim_again(&mut now_ms, true).await.trials, 0);
+    let claimed = claim_one(&*jobs, now_ms).await;
+    assert_eq!(claimed.trials, 1);
+    settle(&*jobs, &claimed, retry(now_ms), now_ms).await;
+    assert_eq!(claim_again(&mut now_ms, true).await.trials, 0);
+    let claimed = claim_one(&*jobs, now_ms).await;
+    settle(&*jobs, &claimed, failed("no"), now_ms).await;
+    let revived = changed(jobs.retry_failed(&id("a"), now_ms).await.unwrap());
+    assert_eq!((revived.trials, revived.revived), (0, 1));
 }
 
 pub async fn a_dead_letter_is_tried_again(backend: &mut dyn JobsBackend) {

@@ -157,6 +157,7 @@ pub async fn an_event_repeated_is_answered_alike_and_changes_nothing(
     let later = JobPatch {
         fire_at_ms: Some(NOW + 5_000),
         plan: None,
+        ..JobPatch::default()
     };
     changed(jobs.patch(&id("b"), later).await.unwrap());
     let again = JobEvent {
@@ -187,6 +188,7 @@ pub async fn another_event_of_the_same_name_counts_anew(backend: &mut dyn JobsBa
     let later = JobPatch {
         fire_at_ms: Some(NOW + 5_000),
         plan: Some(plan("x")),
+        ..JobPatch::default()
     };
     changed(jobs.patch(&id("a"), later).await.unwrap());
     assert_eq!(happens(&*jobs, "t:1", NOW + 30).await, (0, 1));

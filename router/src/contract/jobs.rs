@@ -42,7 +42,9 @@ macro_rules! job_contract {
             a_settled_job_is_never_claimed_again,
             a_settlement_repeated_changes_nothing,
             an_attempt_that_failed_is_repeated_when_it_is_due,
-            a_released_job_waits_again_unless_it_had_begun,
+            a_job_that_was_put_off_waits_again_unless_it_had_begun,
+            a_job_that_was_put_off_can_be_changed_as_any_that_waits,
+            trials_count_until_whoever_began_the_job_settles_it,
             a_dead_letter_is_tried_again,
             a_claim_of_a_process_that_died_is_claimed_again,
             a_token_of_an_earlier_job_of_the_same_id_counts_for_nothing,
@@ -50,6 +52,7 @@ macro_rules! job_contract {
         );
         $crate::contract_cases!($backend, job_changes:
             a_patch_changes_what_waits,
+            of_patches_at_once_none_takes_another_one_back,
             a_cancelled_job_never_fires,
             a_triggered_job_is_due_at_once,
             a_job_that_has_begun_is_refused_with_its_state,
@@ -234,6 +237,15 @@ pub fn retry(at_ms: u64) -> JobSettlement {
     }
 }
 
+pub fn put_off(at_ms: u64, begun: bool) -> JobSettlement {
+    JobSettlement::PutOff {
+        at_ms,
+        actions: vec![ActionState::Waiting],
+        begun,
+        reason: "busy".into(),
+    }
+}
+
 pub fn changed(change: JobChange) -> Job {
     match change {
         JobChange::Changed(job) => job,
@@ -317,6 +329,7 @@ pub async fn the_same_job_twice_is_one_and_another_of_its_id_is_a_conflict(
     let patch = JobPatch {
         fire_at_ms: Some(NOW + 20),
         plan: Some(plan("other")),
+        ..JobPatch::default()
     };
     changed(jobs.patch(&id("a"), patch).await.unwrap());
     check(JobState::Pending).await;
@@ -454,6 +467,7 @@ pub async fn what_was_answered_survives_a_crash(backend: &mut dyn JobsBackend) {
     let patch = JobPatch {
         fire_at_ms: Some(NOW + HOUR),
         plan: Some(plan("patched")),
+        ..JobPatch::default()
     };
     jobs.patch(&id("job-1"), patch).await.unwrap();
     jobs.trigger(&id("job-5"), NOW + 1).await.unwrap();

@@ -72,7 +72,12 @@ impl Transaction {
         self.staged.put(key, value);
     }
 
-    pub(super) fn create_job(&mut self, new: NewJob) -> Result<JobCreated, StoreError> {
+    /// With `is_notice` also at the limit.
+    pub(super) fn create_job(
+        &mut self,
+        new: NewJob,
+        is_notice: bool,
+    ) -> Result<JobCreated, StoreError> {
         if let Some(job) = self.job(&new.id)? {
             return Ok(match job.fingerprint == new.fingerprint {
                 true => JobCreated::Same(job),
@@ -80,7 +85,7 @@ impl Transaction {
             });
         }
         let limit = self.shared.config.jobs.jobs_max;
-        if self.jobs.counts.total() >= limit {
+        if self.jobs.counts.total() >= limit && !is_notice {
             return Err(StoreError::Full(format!(
                 "there are {limit} delayed jobs, which is the limit"
             )));
@@ -120,6 +125,14 @@ impl Transaction {
         id: &JobId,
         patch: JobPatch,
     ) -> Result<JobChange, StoreError> {
+        if let Some(expected) = &patch.instead_of
+            && let Some(job) = self.job(id)?
+            && job.state == JobState::Pending
+            && job.plan != *expected
+            && patch.plan.as_ref() != Some(&job.plan)
+        {
+            return Ok(JobChange::Outdated);
+        }
         self.change_job(id, JobState::Pending, |job| {
             if let Some(fire_at_ms) = patch.fire_at_ms {
                 job.wait_until(fire_at_ms, None);
@@ -155,16 +168,36 @@ impl Transaction {
         self.change_job(id, JobState::Failed, |job| job.try_again(now_ms))
     }
 
-    /// At most `limit` places of the index from `from` up to, without, `to`, staged changes included.
-    fn places(&self, from: Vec<u8>, to: Vec<u8>, limit: usize) -> Result<Vec<Place>, StoreError> {
-        let keys = self
-            .staged
-            .first_keys(&self.engine, Bound::Included(from), to, limit)?;
-        let place = |key: Vec<u8>| {
-            let (at_ms, id) = job_keys::due_of(&key)?;
-            Ok(Place { at_ms, id, key })
-        };
-        keys.into_iter().map(place).collect()
+    /// At most `limit` places of the index from `from` up to, without, `to`, staged changes included. One that makes no sense leads to no
+    /// job: it is removed.
+    fn places(
+        &mut self,
+        from: Vec<u8>,
+        to: Vec<u8>,
+        limit: usize,
+    ) -> Result<Vec<Place>, StoreError> {
+        let mut from = Bound::Included(from);
+        let mut places = Vec::new();
+        loop {
+            let wanted = limit - places.len();
+            let keys = self
+                .staged
+                .first_keys(&self.engine, from, to.clone(), wanted)?;
+            let is_last = keys.len() < wanted;
+            from = Bound::Excluded(keys.last().cloned().unwrap_or_default());
+            for key in keys {
+                match job_keys::due_of(&key) {
+                    Ok((at_ms, id)) => places.push(Place { at_ms, id, key }),
+                    Err(error) => {
+                        tracing::error!(%error, "a place of a delayed job makes no sense and is removed");
+                        self.staged.delete(key);
+                    }
+                }
+            }
+            if is_last || places.len() >= limit {
+                return Ok(places);
+            }
+        }
     }
 
     /// The places of a state up to and with `until_ms`, at most `limit`, and the time of the first one after it, if there
@@ -204,6 +237,8 @@ impl Transaction {
         let limit = limit.max(1);
         let mut places = self.left_by_an_earlier_run(limit)?;
         let mut next_due_ms = None;
+        // Of each run that the limit cut short, where it went on: what cannot be read leaves less than the limit to be claimed.
+        let mut cut_short = Vec::new();
         let mut next = |at_ms: u64| {
             let earliest = next_due_ms.map_or(at_ms, |next: u64| next.min(at_ms));
             next_due_ms = Some(earliest);
@@ -211,6 +246,9 @@ impl Transaction {
         if places.is_empty() {
             for state in CLAIMABLE {
                 let (found, next_ms) = self.places_until(state, now_ms, limit + 1)?;
+                if found.len() > limit {
+                    cut_short.extend(found.last().map(|last| last.at_ms));
+                }
                 places.extend(found);
                 next_ms.into_iter().for_each(&mut next);
             }
@@ -218,6 +256,7 @@ impl Transaction {
         } else {
             next(now_ms);
         }
+        cut_short.into_iter().for_each(&mut next);
         let mut jobs = Vec::with_capacity(places.len().min(limit));
         let mut bytes = 0;
         for place in places {
@@ -329,6 +368,7 @@ impl Transaction {
         token: ClaimToken,
         until_ms: u64,
         actions: Vec<ActionState>,
+        is_trial: bool,
     ) -> Result<Settled, StoreError> {
         let claimed = self.claimed(id, token)?;
         let Some(mut job) = claimed.filter(|job| job.state == JobState::Firing) else {
@@ -337,6 +377,7 @@ impl Transaction {
         let before = (job.state, job.at_ms());
         job.due_ms = job.due_ms.max(until_ms);
         job.set_actions(actions);
+        job.trials = job.trials.saturating_add(u32::from(is_trial));
         self.put_job(Some(before), &job);
         Ok(Settled::Done)
     }

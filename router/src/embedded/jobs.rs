@@ -170,7 +170,7 @@ impl Jobs for EmbeddedStore {
             let cost = batch.iter().map(job_cost).sum();
             let count = batch.len();
             let created = self.submit(Kind::Add, cost, move |tx| {
-                let answers = batch.into_iter().map(|job| tx.create_job(job));
+                let answers = batch.into_iter().map(|job| tx.create_job(job, false));
                 Ok(answers.collect::<Vec<_>>())
             });
             batches.push(async move {
@@ -181,6 +181,13 @@ impl Jobs for EmbeddedStore {
             });
         }
         join_all(batches).await.into_iter().flatten().collect()
+    }
+
+    async fn create_notice(&self, job: NewJob) -> Result<JobCreated, StoreError> {
+        self.submit(Kind::Change, job_cost(&job), move |tx| {
+            tx.create_job(job, true)
+        })
+        .await
     }
 
     async fn get(&self, id: &JobId) -> Result<Option<Job>, StoreError> {
@@ -289,10 +296,11 @@ impl Jobs for EmbeddedStore {
         token: ClaimToken,
         until_ms: u64,
         actions: Vec<ActionState>,
+        is_trial: bool,
     ) -> Result<Settled, StoreError> {
         let id = id.clone();
         self.submit(Kind::Change, 256, move |tx| {
-            tx.extend_job(&id, token, until_ms, actions)
+            tx.extend_job(&id, token, until_ms, actions, is_trial)
         })
         .await
     }
@@ -390,6 +398,36 @@ mod tests {
             Err(StoreError::Damaged(_))
         ));
         assert_eq!(ids(&claim(&*store, NOW).await), ["d"]);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_among_many_does_not_hide_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir);
+        for n in 0..12 {
+            created(&*store, job(&format!("job-{n:02}"), NOW)).await;
+        }
+        let damage = |tx: &mut crate::embedded::Transaction| {
+            for text in ["job-00", "job-01", "job-07"] {
+                tx.staged
+                    .put(job_keys::job(&id(text)), b"not a job".to_vec());
+            }
+            // Nothing that could have been written: no text.
+            let mut key = job_keys::from(JobState::Pending, NOW);
+            key.extend_from_slice(b"job-05\xff");
+            tx.staged.put(key, Vec::new());
+            Ok(())
+        };
+        store.submit(Kind::Change, 64, damage).await.unwrap();
+        let mut claimed = 0;
+        loop {
+            let got = store.claim(0, &holder(), NOW, 4, LEASE).await.unwrap();
+            claimed += got.jobs.len();
+            if got.next_due_ms.is_none_or(|next| next > NOW) {
+                break;
+            }
+        }
+        assert_eq!(claimed, 9);
     }
 
     #[tokio::test]

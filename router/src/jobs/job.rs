@@ -224,21 +224,26 @@ pub struct Job {
     pub state: JobState,
     /// The state of each action, in their order.
     pub actions: Vec<ActionState>,
-    /// When it may be claimed: [`Self::fire_at_ms`] while it waits, the end of the lease while it is `firing`, the next
-    /// attempt while it is `retrying`. Of no meaning once it ended.
+    /// When it may be claimed: [`Self::fire_at_ms`] while it waits, or later where it was put off, the end of the lease while it is
+    /// `firing`, the next attempt while it is `retrying`. Of no meaning once it ended.
     pub due_ms: u64,
     /// Attempts that were settled as failed, since it was created or taken out of the dead letters.
     pub attempts: u32,
-    /// How often it was claimed in that time. One that is claimed much more often than it is settled takes whoever carries it out
-    /// down with it.
+    /// How often it was claimed in that time. One that is claimed much more often than it is settled may take whoever carries it out
+    /// down with it, or has bad luck: a claim whose answer was lost, or whose process was killed for another reason, counts too.
     pub claims: u32,
+    /// How often it was begun as a trial since whoever began it last settled it: such a claim is noted before anything is done, so that it
+    /// tells the one from the other.
+    pub trials: u32,
+    /// How often it was taken out of the dead letters.
+    pub revived: u32,
     /// A claim before the newest one may have begun it: it never waits again, and so is not cancelled any more.
     pub begun_before: bool,
     /// Of the newest claim.
     pub token: ClaimToken,
     /// Who has the newest claim, while it is `firing`.
     pub holder: Option<NodeId>,
-    /// Why the last attempt failed, for a person.
+    /// Why the last attempt failed, or why it was put off, for a person.
     pub last_error: Option<String>,
     /// The event that cancelled or triggered it.
     pub by_event: Option<EventName>,
@@ -255,6 +260,8 @@ impl Job {
             due_ms: new.fire_at_ms,
             attempts: 0,
             claims: 0,
+            trials: 0,
+            revived: 0,
             begun_before: false,
             token: ClaimToken::default(),
             holder: None,

@@ -24,6 +24,8 @@ impl Job {
         self.ended_ms = None;
         self.attempts = 0;
         self.claims = 0;
+        self.trials = 0;
+        self.revived = self.revived.saturating_add(1);
         for action in &mut self.actions {
             if *action == ActionState::Failed {
                 *action = ActionState::Waiting;
@@ -64,6 +66,7 @@ impl Job {
                 self.set_actions(actions);
                 self.attempts = self.attempts.saturating_add(1);
                 self.last_error = Some(error);
+                self.trials = 0;
                 self.state = JobState::Retrying;
                 self.due_ms = at_ms;
             }
@@ -73,15 +76,23 @@ impl Job {
                 self.last_error = Some(error);
                 self.end(JobState::Failed, now_ms);
             }
-            JobSettlement::Release => {
+            JobSettlement::PutOff {
+                at_ms,
+                actions,
+                begun,
+                reason,
+            } => {
+                self.set_actions(actions);
                 self.claims = self.claims.saturating_sub(1);
-                if self.begun_before {
-                    self.state = JobState::Retrying;
-                    self.due_ms = now_ms;
-                } else {
-                    self.state = JobState::Pending;
-                    self.due_ms = self.fire_at_ms;
+                if begun {
+                    self.trials = 0;
                 }
+                self.last_error = Some(reason);
+                self.state = match begun || self.begun_before {
+                    true => JobState::Retrying,
+                    false => JobState::Pending,
+                };
+                self.due_ms = at_ms;
             }
         }
     }

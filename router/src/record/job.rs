@@ -163,7 +163,9 @@ fn write_progress(writer: &mut RecordWriter, job: &Job) {
         })
         .option(job.ended_ms, |w, at| {
             w.u64(at);
-        });
+        })
+        .u32(job.trials)
+        .u32(job.revived);
 }
 
 fn read_progress(reader: &mut RecordReader<'_>, job: &mut Job) -> Result<(), StoreError> {
@@ -182,6 +184,11 @@ fn read_progress(reader: &mut RecordReader<'_>, job: &mut Job) -> Result<(), Sto
     job.last_error = reader.option(RecordReader::text)?.map(Into::into);
     job.by_event = reader.option(read_name)?;
     job.ended_ms = reader.option(RecordReader::u64)?;
+    // Older records end here.
+    if !reader.is_at_end() {
+        job.trials = reader.u32()?;
+        job.revived = reader.u32()?;
+    }
     Ok(())
 }
 
@@ -292,6 +299,8 @@ mod tests {
             due_ms: 77,
             attempts: 3,
             claims: 4,
+            trials: 2,
+            revived: 1,
             begun_before: true,
             token: ClaimToken(u64::MAX),
             holder: Some(NodeId::from_text("queue-1")),

@@ -129,6 +129,10 @@ impl<'r> RecordReader<'r> {
             None => damaged("an empty value"),
         }
     }
+    /// Whether no field is left: an older record may have fewer of them.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
     pub(crate) fn damaged(&self, what: &str) -> StoreError {
         StoreError::Damaged(format!("{what} under {}", self.key.escape_ascii()))
     }

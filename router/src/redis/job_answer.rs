@@ -126,6 +126,8 @@ struct Fields {
     actions: String,
     holder: String,
     error: String,
+    trials: u32,
+    revived: u32,
     body: Vec<u8>,
 }
 
@@ -151,6 +153,8 @@ impl Told {
             actions: parse(next())?,
             holder: parse(next())?,
             error: parse(next())?,
+            trials: parse(next())?,
+            revived: parse(next())?,
             body: parse(next())?,
         };
         Ok(Self {
@@ -187,6 +191,8 @@ impl Told {
             due_ms: fields.due_ms,
             attempts: fields.attempts,
             claims: fields.claims,
+            trials: fields.trials,
+            revived: fields.revived,
             begun_before: fields.begun != 0,
             token: self.fence,
             holder: some(fields.holder).map(|holder| NodeId::from_text(&holder)),
@@ -205,7 +211,8 @@ pub(super) enum Became {
     Done(Told),
     /// It was not; the job as it is.
     Refused(Told),
-    /// It took too long to be sure that no event was missed: the names have to be registered again.
+    /// It was not: it took too long to be sure that no event was missed, so that the names have to be registered again; or the job has
+    /// another plan meanwhile.
     Again,
     /// There is no such job; or no room for it.
     Nothing,

@@ -84,7 +84,7 @@ pub(super) struct Written<'a> {
 /// How a claim ends.
 #[derive(Debug, Clone)]
 pub(super) struct Ends {
-    /// Of the state.
+    /// Of the state, or of how it is put off.
     pub(super) letter: &'static str,
     /// When it is due again, where it is.
     pub(super) due_ms: u64,
@@ -95,10 +95,19 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    /// In `state`, or [`JobState::Pending`]: as if it had not been claimed.
+    /// In `state`.
     pub(super) fn of(state: JobState) -> Self {
+        Self::with(letter(state))
+    }
+
+    /// As if it had not been claimed.
+    pub(super) fn put_off(begun: bool) -> Self {
+        Self::with(if begun { "b" } else { "p" })
+    }
+
+    fn with(letter: &'static str) -> Self {
         Self {
-            letter: letter(state),
+            letter,
             due_ms: 0,
             actions: String::new(),
             error: String::new(),
@@ -237,18 +246,20 @@ impl JobCalls {
         self.on(&GET, shard).arg(ids)
     }
 
-    /// `plan` comes with the actions that it has.
+    /// `plan` comes with the actions that it has; `instead_of` is empty where that does not matter.
     pub(super) fn patch(
         &self,
         id: &JobId,
         at_ms: Option<u64>,
         plan: Option<(&[u8], &str)>,
+        instead_of: &[u8],
     ) -> Call {
         let (plan, actions) = plan.unwrap_or_default();
         self.on_job(&PATCH, id)
             .arg(at_ms.map_or_else(String::new, |at_ms| at_ms.to_string()))
             .arg(plan)
             .arg(actions)
+            .arg(instead_of)
     }
 
     pub(super) fn cancel(&self, id: &JobId, now_ms: u64) -> Call {
@@ -285,11 +296,13 @@ impl JobCalls {
         token: ClaimToken,
         until_ms: u64,
         actions: &str,
+        is_trial: bool,
     ) -> Call {
         self.on_job(&EXTEND, id)
             .arg(token.0)
             .arg(until_ms)
             .arg(actions)
+            .arg(u8::from(is_trial))
     }
 
     pub(super) fn settle(&self, id: &JobId, token: ClaimToken, ends: &Ends, now_ms: u64) -> Call {
@@ -454,6 +467,8 @@ impl JobCalls {
             .arg(write_actions(&job.actions))
             .arg(job.holder.as_ref().map_or("", NodeId::as_str))
             .arg(job.last_error.as_deref().unwrap_or_default())
+            .arg(job.trials)
+            .arg(job.revived)
     }
 
     /// With a length of 0 the holder leaves.

@@ -56,6 +56,15 @@ impl RedisJobs {
         self.create_batch(jobs, false).await
     }
 
+    /// Creates a job, whether there is room or not.
+    pub(super) async fn create_beyond_the_limit(
+        &self,
+        job: NewJob,
+    ) -> Result<JobCreated, StoreError> {
+        let answer = self.create_batch(vec![job], false).await.pop();
+        answer.unwrap_or_else(|| Err(no_answer()))
+    }
+
     async fn create_batch(
         &self,
         jobs: Vec<NewJob>,

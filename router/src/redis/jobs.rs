@@ -82,7 +82,8 @@ impl RedisJobs {
         Ok(match Became::parse(self.write(id, call).await?)? {
             Became::Done(job) => JobChange::Changed(job.read()?),
             Became::Refused(job) => JobChange::Refused(job.read()?),
-            Became::Again | Became::Nothing => JobChange::NotFound,
+            Became::Again => JobChange::Outdated,
+            Became::Nothing => JobChange::NotFound,
         })
     }
 
@@ -165,6 +166,10 @@ impl Jobs for RedisJobs {
         Box::pin(self.create_all(jobs)).await
     }
 
+    async fn create_notice(&self, job: NewJob) -> Result<JobCreated, StoreError> {
+        Box::pin(self.create_beyond_the_limit(job)).await
+    }
+
     async fn get(&self, id: &JobId) -> Result<Option<Job>, StoreError> {
         let get = self.calls.get(shard_of(id.as_str()), &[id.as_str()]);
         let found = Told::parse_all(self.link.read(get).await?)?;
@@ -178,8 +183,10 @@ impl Jobs for RedisJobs {
         let plan = plan
             .as_ref()
             .map(|(plan, actions)| (plan.as_slice(), actions.as_str()));
-        self.change(id, self.calls.patch(id, patch.fire_at_ms, plan))
-            .await
+        let before = patch.instead_of.map(|before| write_plan(id, &before));
+        let before = before.unwrap_or_default();
+        let call = self.calls.patch(id, patch.fire_at_ms, plan, &before);
+        self.change(id, call).await
     }
 
     async fn cancel(&self, id: &JobId, now_ms: u64) -> Result<JobChange, StoreError> {
@@ -282,9 +289,16 @@ impl Jobs for RedisJobs {
                 error: bounded(error),
                 ..Ends::of(JobState::Failed)
             },
-            JobSettlement::Release => Ends {
-                due_ms: now_ms,
-                ..Ends::of(JobState::Pending)
+            JobSettlement::PutOff {
+                at_ms,
+                actions,
+                begun,
+                reason,
+            } => Ends {
+                due_ms: at_ms,
+                actions: write_actions(&actions),
+                error: bounded(reason),
+                ..Ends::put_off(begun)
             },
         };
         let call = self.calls.settle(id, token, &ends, now_ms);
@@ -297,9 +311,10 @@ impl Jobs for RedisJobs {
         token: ClaimToken,
         until_ms: u64,
         actions: Vec<ActionState>,
+        is_trial: bool,
     ) -> Result<Settled, StoreError> {
         let actions = write_actions(&actions);
-        let call = self.calls.extend(id, token, until_ms, &actions);
+        let call = self.calls.extend(id, token, until_ms, &actions, is_trial);
         settled(self.write(id, call).await?)
     }
 

@@ -139,6 +139,7 @@ impl Run<'_> {
                 let patch = JobPatch {
                     fire_at_ms: delay_ms.map(|delay_ms| now_ms + delay_ms),
                     plan: spec.as_deref().map(plan),
+                    ..JobPatch::default()
                 };
                 let answer = self.jobs.patch(&id(&text(job)), patch).await.unwrap();
                 self.change(job, JobState::Pending, answer, |known| {
@@ -403,7 +404,12 @@ impl Run<'_> {
                 actions: vec![ActionState::Waiting],
                 error: "not yet".into(),
             },
-            How::Release => JobSettlement::Release,
+            How::PutOff(in_ms, begun) => JobSettlement::PutOff {
+                at_ms: self.now_ms + in_ms,
+                actions: vec![ActionState::Waiting],
+                begun,
+                reason: "busy".into(),
+            },
         };
         let settled = self
             .jobs
@@ -439,16 +445,14 @@ impl Run<'_> {
                 known.due_ms = now_ms + in_ms;
                 known.action = ActionState::Waiting;
             }
-            How::Release => {
+            How::PutOff(in_ms, begun) => {
                 known.claims -= 1;
-                known.state = match known.begun_before {
+                known.state = match begun || known.begun_before {
                     true => JobState::Retrying,
                     false => JobState::Pending,
                 };
-                known.due_ms = match known.begun_before {
-                    true => now_ms,
-                    false => known.fire_at_ms,
-                };
+                known.due_ms = now_ms + in_ms;
+                known.action = ActionState::Waiting;
             }
         }
     }
@@ -463,7 +467,9 @@ impl Run<'_> {
         };
         let until_ms = self.now_ms + by_ms;
         let actions = vec![ActionState::Done];
-        let extended = self.jobs.extend(&job.id, job.token, until_ms, actions);
+        let extended = self
+            .jobs
+            .extend(&job.id, job.token, until_ms, actions, false);
         let extended = extended.await.unwrap();
         let known = self.known.get_mut(&number(&job));
         let known =

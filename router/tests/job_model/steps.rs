@@ -50,7 +50,7 @@ pub(crate) enum How {
     Skipped,
     Failed,
     Retry(u64),
-    Release,
+    PutOff(u64, bool),
 }
 
 /// Any sequence of steps.
@@ -87,7 +87,7 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(How::Skipped),
         1 => Just(How::Failed),
         2 => delay().prop_map(How::Retry),
-        1 => Just(How::Release),
+        1 => (delay(), proptest::bool::ANY).prop_map(|(in_ms, begun)| How::PutOff(in_ms, begun)),
     ];
     let step = prop_oneof![
         6 => create,

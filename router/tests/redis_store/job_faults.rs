@@ -290,14 +290,19 @@ async fn a_holder_that_froze_comes_back_to_find_its_tokens_worth_nothing() {
     assert!(taken.token > frozen.token);
     let done = vec![ActionState::Done];
     assert_eq!(
-        jobs.extend(&job.id, frozen.token, now_ms + 9_000, done)
+        jobs.extend(&job.id, frozen.token, now_ms + 9_000, done, false)
             .await
             .unwrap(),
         Settled::Stale
     );
     for settlement in [
         JobSettlement::Fired,
-        JobSettlement::Release,
+        JobSettlement::PutOff {
+            at_ms: now_ms,
+            actions: vec![ActionState::Waiting],
+            begun: false,
+            reason: "late".into(),
+        },
         JobSettlement::Failed {
             actions: vec![ActionState::Failed],
             error: "late".into(),

@@ -234,7 +234,7 @@ async fn an_event_is_applied_once_and_known_again() {
     // A patch is not undone by an event that is driven again.
     lua.create("f", NOW + 5).await;
     assert_eq!(apply("f", "t1", Does::Trigger, &now).await, 1);
-    lua.call(lua.calls.patch(&id("f"), Some(NOW + 9), None))
+    lua.call(lua.calls.patch(&id("f"), Some(NOW + 9), None, b""))
         .await;
     assert_eq!(apply("f", "t1", Does::Trigger, &now).await, 1);
     assert_eq!(lua.get("f").await.unwrap().fire_at_ms, NOW + 9);

@@ -26,7 +26,7 @@ async fn create_writes_a_job_once_and_gives_it_back_as_it_was() {
 async fn patch_changes_what_waits_and_keeps_the_rest() {
     let lua = Lua::start();
     let job = lua.create("a", NOW + 5).await;
-    let patch = lua.calls.patch(&id("a"), Some(NOW + 9), None);
+    let patch = lua.calls.patch(&id("a"), Some(NOW + 9), None, b"");
     let patched = done(Became::parse(lua.call(patch).await).unwrap());
     assert_eq!(
         patched,
@@ -39,7 +39,10 @@ async fn patch_changes_what_waits_and_keeps_the_rest() {
     assert_eq!(lua.scores("a", "in:p").await, [("a".into(), NOW + 9)]);
     let other = plan(&["three"]);
     let (bytes, actions) = (write_plan(&id("a"), &other), waiting(&other));
-    let patch = || lua.calls.patch(&id("a"), None, Some((&bytes, &actions)));
+    let patch = || {
+        lua.calls
+            .patch(&id("a"), None, Some((&bytes, &actions)), b"")
+    };
     let patched = done(Became::parse(lua.call(patch()).await).unwrap());
     assert_eq!(patched.plan, other);
     assert_eq!(patched.actions, [ActionState::Waiting]);
@@ -53,7 +56,7 @@ async fn patch_changes_what_waits_and_keeps_the_rest() {
         refused(Became::parse(lua.call(patch()).await).unwrap()).state,
         JobState::Firing
     );
-    let unknown = lua.calls.patch(&id("b"), Some(NOW), None);
+    let unknown = lua.calls.patch(&id("b"), Some(NOW), None, b"");
     assert_eq!(
         Became::parse(lua.call(unknown).await).unwrap(),
         Became::Nothing
@@ -186,7 +189,10 @@ async fn extend_and_settle_count_under_the_newest_token_only() {
     let old = lua.claim(shard, NOW, 1).await.1.remove(0);
     let extend = |job: &Job, until_ms, actions: &[ActionState]| {
         let actions = write_actions(actions);
-        lua.call(lua.calls.extend(&job.id, job.token, until_ms, &actions))
+        lua.call(
+            lua.calls
+                .extend(&job.id, job.token, until_ms, &actions, false),
+        )
     };
     let half = [ActionState::Done, ActionState::Waiting];
     assert_eq!(extend(&old, NOW + 3_000, &half).await, Value::Int(1));

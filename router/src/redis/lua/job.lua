@@ -26,27 +26,37 @@ end
 -- A job: its state; when it fires, or would have; when it may be claimed, once it has begun; the token of its newest claim; claims,
 -- attempts and whether it had begun before, as the seam says; under which token its event names are registered; the name of the
 -- event that cancelled or triggered it; which one that was, also when it does not count any more; when it ended; a letter for each
--- action (w waiting, d done, f failed); who has it; why an attempt failed.
-local STATE, AT, DUE, FENCE, CLAIMS, ATTEMPTS, BEGUN, TOKEN, BY, EVENT, ENDED, ACTIONS, HOLDER, ERROR =
-  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14
+-- action (w waiting, d done, f failed); who has it; why an attempt failed; trials, and how often it was revived.
+local STATE, AT, DUE, FENCE, CLAIMS, ATTEMPTS, BEGUN, TOKEN, BY, EVENT, ENDED, ACTIONS, HOLDER, ERROR, TRIALS, REVIVED =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
+
+-- What was written before there were trials has fewer fields.
+local function read(raw)
+  local job = cmsgpack.unpack(raw)
+  job[TRIALS], job[REVIVED] = job[TRIALS] or 0, job[REVIVED] or 0
+  return job
+end
 
 local function load(id)
   local raw = call('HGET', HEAD, id)
-  return raw and cmsgpack.unpack(raw)
+  return raw and read(raw)
+end
+
+-- When a job may be claimed: while it waits not before its time, nor before it was put off to.
+local function due_of(job)
+  return job[STATE] == 'p' and math.max(job[AT], job[DUE]) or job[DUE]
 end
 
 -- By when a job is listed.
 local function place_of(job)
-  local state = job[STATE]
-  if OVER[state] then return job[ENDED] end
-  return state == 'p' and job[AT] or job[DUE]
+  return OVER[job[STATE]] and job[ENDED] or due_of(job)
 end
 
 -- A job as the callers read it; `body` where that is known.
 local function told(id, job, body)
-  return { id, job[STATE], int(job[AT]), int(job[STATE] == 'p' and job[AT] or job[DUE]), int(job[FENCE]), job[CLAIMS],
+  return { id, job[STATE], int(job[AT]), int(due_of(job)), int(job[FENCE]), job[CLAIMS],
     job[ATTEMPTS], job[BEGUN], job[TOKEN], job[BY], int(job[ENDED]), job[ACTIONS], job[HOLDER], job[ERROR],
-    body or call('HGET', BODY, id) or '' }
+    job[TRIALS], job[REVIVED], body or call('HGET', BODY, id) or '' }
 end
 
 -- When a job of a state may be claimed next.

@@ -41,7 +41,7 @@ local function claim(chunk)
   heads = call('HMGET', HEAD, unpack(heads))
   local saved, placed, left = {}, {}, { p = {}, r = {}, c = {} }
   for i, taken in ipairs(chunk) do
-    local id, job = taken.id, heads[i] and cmsgpack.unpack(heads[i])
+    local id, job = taken.id, heads[i] and read(heads[i])
     if not job then
       call('ZREM', IN .. taken.state, id)
     elseif job[STATE] ~= taken.state or place_of(job) > tonumber(now) then

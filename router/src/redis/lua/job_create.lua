@@ -15,7 +15,7 @@ if registered > 0 then
   end
 end
 if does == 't' then at = math.min(at, now) end
-job = { does == 'c' and 'x' or 'p', at, 0, 0, 0, 0, 0, token, by, '', does == 'c' and now or 0, ARGV[4], '', '' }
+job = { does == 'c' and 'x' or 'p', at, 0, 0, 0, 0, 0, token, by, '', does == 'c' and now or 0, ARGV[4], '', '', 0, 0 }
 call('HSET', BODY, id, ARGV[2])
 call('ZADD', IDS, 0, id)
 change(id, job)

@@ -20,7 +20,7 @@ job[BY], job[EVENT] = name, event
 if does == 'c' then
   finish(id, job, 'x', at)
 else
-  job[AT] = at
+  job[AT], job[DUE] = at, 0
   change(id, job, 'p')
 end
 return 1

@@ -1,5 +1,5 @@
--- Ends a claim. ARGV: id, fence, the state it is in now (r between two attempts; p: as if it had not been claimed), now, when it is
--- due again, actions (where they do not fit: as before), error (empty: as before).
+-- Ends a claim. ARGV: id, fence, the state it is in now (r between two attempts; as if it had not been claimed: p, or b where it was
+-- begun), now, when it is due again, actions (where they do not fit: as before), error (empty: as before).
 -- Answers 0 where the job was claimed again, or is gone; 1 also where this was done before.
 local id, job, state, now = ARGV[1], load(ARGV[1]), ARGV[3], tonumber(ARGV[4])
 if not job or int(job[FENCE]) ~= ARGV[2] then return 0 end
@@ -12,9 +12,10 @@ if OVER[state] then
   finish(id, job, state, now)
   return 1
 end
-if state == 'p' then
+if state == 'r' or state == 'b' then job[TRIALS] = 0 end
+if state == 'p' or state == 'b' then
   job[CLAIMS] = job[CLAIMS] - 1
-  if job[BEGUN] == 1 then state = 'r' end
+  state = (state == 'b' or job[BEGUN] == 1) and 'r' or 'p'
 end
 job[STATE], job[DUE], job[HOLDER] = state, tonumber(ARGV[5]), ''
 change(id, job, 'c')

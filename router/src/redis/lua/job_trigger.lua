@@ -2,6 +2,6 @@
 local id, job = ARGV[1], load(ARGV[1])
 if not job then return {} end
 if job[STATE] ~= 'p' then return { 'refused', told(id, job) } end
-job[AT], job[BY] = math.min(job[AT], tonumber(ARGV[2])), ''
+job[AT], job[DUE], job[BY] = math.min(job[AT], tonumber(ARGV[2])), 0, ''
 change(id, job, 'p')
 return { 'done', told(id, job) }
