@@ -29,6 +29,8 @@ use crate::wire::{BEHIND, CLOSING, FEEDING, RESTORE, UNREAD, UNSENT, Wire, YIELD
 const PAGE_BYTES: usize = 256 * 1024;
 /// Bytes of answers that a device may leave unread, beside the messages.
 const ANSWERS_UNSENT_MAX: usize = 64 * 1024;
+/// Bytes of publishes that a device may have waiting for the stores; beyond them no more is read.
+pub(crate) const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// Until a page is asked for again after the store failed.
 const PAGE_RETRY: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,8 @@ pub(crate) struct Pending {
     /// `None` once, or where nothing but the order is waited for.
     pub(crate) durable: Option<Durable>,
     pub(crate) answer: PendingAnswer,
+    /// Of the payload that waits with it.
+    pub(crate) bytes: u32,
 }
 
 /// What is said once it is durable.
@@ -80,6 +84,8 @@ pub(crate) struct Connection {
     /// Reason Strings may come in acknowledgements: the device has asked for problem information in as
     /// many words. To others they are only allowed, and some read no acknowledgement but the shortest.
     pub(crate) explains: bool,
+    /// Of all that is pending.
+    pub(crate) pending_bytes: u32,
     pub(crate) reader: Reader,
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) received: BTreeMap<PacketId, ReceivedId>,
@@ -207,6 +213,7 @@ impl Connection {
         // A device that sends faster than the stores take waits here; MQTT 5.0 devices that heed
         // the Receive Maximum never do.
         if self.pending.len() > usize::from(self.node.config.receive_maximum)
+            || self.pending_bytes as usize > WAITING_BYTES_MAX
             || self.is_recovering()
             || self.has_too_much_unrouted()
             || self.holds_enough()
@@ -233,7 +240,9 @@ impl Connection {
     fn has_too_much_unrouted(&self) -> bool {
         let waiting = self.waiting.as_ref();
         let limit = usize::from(self.node.config.receive_maximum);
-        waiting.is_some_and(|waiting| waiting.unrouted.len() > limit)
+        waiting.is_some_and(|waiting| {
+            waiting.unrouted.len() > limit || waiting.unrouted.bytes() > WAITING_BYTES_MAX
+        })
     }
 
     /// Whether what a store that was out of reach has not taken is being written again.

@@ -22,6 +22,7 @@ use tokio::time::Sleep;
 use crate::close_reason::CloseReason;
 use crate::connection::{Connection, Pending, PendingAnswer};
 use crate::inbound::Turn;
+use crate::message_parts::unpin_from_read;
 use crate::publish::Durable;
 use crate::unrouted::Unrouted;
 
@@ -71,8 +72,9 @@ impl Held {
         }
     }
 
-    fn push(&mut self, packet: Packet) {
-        if let Packet::Publish(publish) = &packet {
+    fn push(&mut self, mut packet: Packet) {
+        if let Packet::Publish(publish) = &mut packet {
+            unpin_from_read(publish);
             self.bytes += publish.payload.len();
         }
         self.packets.push_back(packet);
@@ -106,7 +108,9 @@ impl Connection {
     pub(crate) fn on_held_for_long(&mut self) -> Result<(), CloseReason> {
         let is_it = |pending: &Pending| matches!(pending.answer, PendingAnswer::Subscribed(_));
         if let Some(at) = self.pending.iter().position(is_it)
-            && let Some(Pending { durable, answer }) = self.pending.remove(at)
+            && let Some(Pending {
+                durable, answer, ..
+            }) = self.pending.remove(at)
             && let (Some(in_force), PendingAnswer::Subscribed(answer)) = (durable, answer)
         {
             let waiting = self.waiting.get_or_insert_default();

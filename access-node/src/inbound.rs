@@ -12,7 +12,7 @@ use crate::cluster::until_stored;
 use crate::connection::{Connection, Pending, PendingAnswer, ReceivedId};
 use crate::delayed::later;
 use crate::fences::Fences;
-use crate::message_parts::id_of;
+use crate::message_parts::{id_of, unpin_from_read};
 use crate::outbound::Corked;
 use crate::publish::{Durable, Routed, Sender, refuse_retained, refuse_topic, route};
 use crate::refusal::{Refusal, Telling, reason_properties};
@@ -115,6 +115,10 @@ impl Connection {
         }
         if publish.qos > QoS::AtMostOnce {
             self.check_receive_maximum(publish.packet_id)?;
+            if self.node.cluster.is_some() {
+                // It waits for other machines, for long if one of them is away.
+                unpin_from_read(&mut publish);
+            }
         }
         let denied = self.deny_publish(publish.topic.as_str())?;
         let mut refusal = match later(&publish.topic, &self.node.delays) {
@@ -148,7 +152,7 @@ impl Connection {
                     Some(_) => None,
                     None => self.route(&publish, None, turn),
                 };
-                self.put_in_line(durable, PendingAnswer::PubAck(id));
+                self.put_publish_in_line(&publish, durable, PendingAnswer::PubAck(id));
             }
             (QoS::ExactlyOnce, Some(id)) => self.on_publish_qos2(&publish, id, refusal, turn)?,
         }
@@ -322,7 +326,7 @@ impl Connection {
                 here: true,
             },
         );
-        self.put_in_line(in_turn(durable), PendingAnswer::PubRec(id));
+        self.put_publish_in_line(publish, in_turn(durable), PendingAnswer::PubRec(id));
         Ok(())
     }
 
@@ -370,7 +374,27 @@ impl Connection {
     }
 
     pub(crate) fn put_in_line(&mut self, durable: Option<Durable>, answer: PendingAnswer) {
-        self.pending.push_back(Pending { durable, answer });
+        let bytes = 0;
+        self.pending.push_back(Pending {
+            durable,
+            answer,
+            bytes,
+        });
+    }
+
+    /// The same of the answer to `publish`, which waits with it.
+    fn put_publish_in_line(
+        &mut self,
+        publish: &Publish,
+        durable: Option<Durable>,
+        answer: PendingAnswer,
+    ) {
+        let waits = durable.is_some();
+        self.put_in_line(durable, answer);
+        if let (true, Some(last)) = (waits, self.pending.back_mut()) {
+            last.bytes = u32::try_from(publish.payload.len()).unwrap_or(u32::MAX);
+            self.pending_bytes = self.pending_bytes.saturating_add(last.bytes);
+        }
     }
 
     /// Answers the front of the line as far as nothing is waited for.
@@ -402,9 +426,10 @@ impl Connection {
         &mut self,
         result: Result<(), StoreError>,
     ) -> Result<(), CloseReason> {
-        let Some(Pending { answer, .. }) = self.pending.pop_front() else {
+        let Some(Pending { answer, bytes, .. }) = self.pending.pop_front() else {
             return Ok(());
         };
+        self.pending_bytes = self.pending_bytes.saturating_sub(bytes);
         let reason = match (&result, &answer, self.version) {
             (Ok(()), ..) => {
                 self.note_done(&answer);

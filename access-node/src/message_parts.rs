@@ -1,7 +1,11 @@
 //! What of a PUBLISH is kept with the message: its id, its properties, when it expires.
 
+use bytes::Bytes;
 use moorline_mqtt::{Publish, PublishProperties};
 use moorline_router::MessageId;
+
+/// A payload of this size is most of what it was read with, or not much less: it may keep that.
+const KEEPS_ITS_READ: usize = 16 * 1024;
 
 /// The id that a device supplied, or a new one.
 pub(crate) fn id_of(publish: &Publish) -> MessageId {
@@ -31,6 +35,18 @@ pub(crate) fn stable_hash<const N: usize>(parts: [&[u8]; N]) -> u64 {
     hash
 }
 
+/// For what is kept for longer than it takes to handle a packet: it must not keep the 64 KiB that many packets are read with for a few bytes.
+pub(crate) fn unpin_from_read(publish: &mut Publish) {
+    if publish.payload.len() >= KEEPS_ITS_READ {
+        return;
+    }
+    publish.topic = publish.topic.copied();
+    publish.payload = Bytes::copy_from_slice(&publish.payload);
+    if let Some(properties) = &mut publish.properties {
+        **properties = properties.copied();
+    }
+}
+
 pub(crate) fn expires_at_ms(publish: &Publish, now_ms: u64) -> Option<u64> {
     let seconds = publish.properties.as_ref()?.message_expiry_interval_s?;
     Some(now_ms + u64::from(seconds) * 1000)
@@ -48,7 +64,36 @@ pub(crate) fn lasting_properties(
 
 #[cfg(test)]
 mod tests {
+    use moorline_mqtt::{ByteString, QoS, TopicName};
+
     use super::*;
+
+    #[test]
+    fn what_is_kept_does_not_keep_what_it_was_read_with() {
+        let read = Bytes::from(vec![b'x'; 64 * 1024]);
+        let text = |range: std::ops::Range<usize>| ByteString::try_from(read.slice(range)).unwrap();
+        let publish = |payload_bytes: usize| Publish {
+            dup: false,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            topic: TopicName::parse(text(0..7)).unwrap(),
+            packet_id: None,
+            properties: Some(Box::new(PublishProperties {
+                correlation_data: Some(read.slice(7..9)),
+                user_properties: vec![(text(9..10), text(10..20))],
+                ..PublishProperties::default()
+            })),
+            payload: read.slice(20..20 + payload_bytes),
+        };
+        let mut kept = publish(100);
+        unpin_from_read(&mut kept);
+        assert_eq!(kept, publish(100));
+        let mut large = publish(60_000);
+        unpin_from_read(&mut large);
+        assert_eq!(large.payload.as_ptr(), read[20..].as_ptr(), "not copied");
+        drop(large);
+        assert!(read.is_unique(), "nothing else holds it");
+    }
 
     #[test]
     fn the_stored_hash_is_what_it_always_was() {

@@ -302,6 +302,7 @@ impl<'a> Routing<'a> {
         // It stays: it must not hold on to the buffer that it was read from.
         message.topic = message.topic.copied();
         message.payload = bytes::Bytes::copy_from_slice(&message.payload);
+        message.properties = message.properties.map(|held| Box::new(held.copied()));
         let limits = self.node.config.retained_limits();
         let message = Arc::new(message);
         let kept = Arc::clone(&message);

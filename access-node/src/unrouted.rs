@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use crate::close_reason::CloseReason;
 use crate::connection::Connection;
 use crate::inbound::Turn;
+use crate::message_parts::unpin_from_read;
 use crate::outbound::Corked;
 use crate::publish::Durable;
 
@@ -32,13 +33,24 @@ struct UnroutedPublish {
 
 /// What a connection has taken and not passed on, in order.
 #[derive(Default)]
-pub(crate) struct Unrouted(VecDeque<UnroutedPublish>);
+pub(crate) struct Unrouted {
+    publishes: VecDeque<UnroutedPublish>,
+    /// Of their payloads.
+    bytes: usize,
+}
 
 impl Unrouted {
     /// Puts `publish` behind the others. The future resolves when it has been passed on and is durable.
-    fn push(&mut self, publish: Publish, id: Option<MessageId>, noted: Option<Durable>) -> Durable {
+    fn push(
+        &mut self,
+        mut publish: Publish,
+        id: Option<MessageId>,
+        noted: Option<Durable>,
+    ) -> Durable {
         let (routed, durable) = oneshot::channel::<Routed>();
-        self.0.push_back(UnroutedPublish {
+        unpin_from_read(&mut publish);
+        self.bytes += publish.payload.len();
+        self.publishes.push_back(UnroutedPublish {
             publish,
             id,
             noted,
@@ -53,8 +65,14 @@ impl Unrouted {
         })
     }
 
+    fn pop(&mut self) -> Option<UnroutedPublish> {
+        let first = self.publishes.pop_front()?;
+        self.bytes -= first.publish.payload.len();
+        Some(first)
+    }
+
     fn poll_noted(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
-        match self.0.front_mut() {
+        match self.publishes.front_mut() {
             Some(UnroutedPublish {
                 noted: Some(noted), ..
             }) => noted.as_mut().poll(context),
@@ -64,11 +82,15 @@ impl Unrouted {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.publishes.len()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.publishes.is_empty()
     }
 }
 
@@ -124,7 +146,7 @@ impl Connection {
         let Some(waiting) = &mut self.waiting else {
             return;
         };
-        let first = waiting.unrouted.0.pop_front();
+        let first = waiting.unrouted.pop();
         self.drop_empty_waiting();
         if let Some(UnroutedPublish {
             publish,
@@ -145,7 +167,7 @@ impl Connection {
         while let Some(first) = self
             .waiting
             .as_mut()
-            .and_then(|waiting| waiting.unrouted.0.front_mut())
+            .and_then(|waiting| waiting.unrouted.publishes.front_mut())
         {
             if let Some(noted) = first.noted.take()
                 && noted.await.is_err()

@@ -253,6 +253,7 @@ async fn begin_owned(
         explains: connect.properties.request_problem_information == Some(true),
         reader: asked.reader,
         pending: VecDeque::new(),
+        pending_bytes: 0,
         received,
         page: None,
         aliases: None,

@@ -142,6 +142,34 @@ async fn a_device_that_is_not_read_for_a_while_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_is_not_read_while_a_mebibyte_of_its_messages_waits_for_redis() {
+    /// Fewer than a device may have without an answer; together more than sockets hold.
+    const MESSAGES: u16 = 250;
+    let world = World::new().await;
+    let a = world.node("a").await;
+    let mut sender = Device::connect(a.mqtt, persistent(V3, "sender")).await;
+    let large = "x".repeat(200 * 1024);
+    let mut bytes = Vec::new();
+    for number in 1..=MESSAGES {
+        let topic = format!("d/target-{}/x", number % 10);
+        let mut publish = Publish::new(&topic, 1, large.clone());
+        publish.packet_id = number;
+        bytes.extend(wire::publish(V3, &publish));
+    }
+    world.redis.freeze();
+    {
+        let mut sending = Box::pin(sender.send(&bytes));
+        let sent = tokio::time::timeout(AWAY, &mut sending).await;
+        assert!(sent.is_err(), "all of it was read");
+        world.redis.thaw();
+        sending.await.unwrap();
+    }
+    for number in 1..=MESSAGES {
+        assert_eq!(sender.await_puback(number).await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_end_of_an_older_session_is_not_that_of_a_newer_one() {
     let world = World::new().await;
     let (a, b) = (world.node("a").await, world.node("b").await);
