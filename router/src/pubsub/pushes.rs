@@ -44,7 +44,8 @@ impl TopicPushes {
         let retained = publish.retain.then(|| {
             let kept = !publish.payload.is_empty();
             let message = kept.then(|| message_of(id.clone(), &publish, Origin::Session, true));
-            self.retained.set(&publish.topic, message.as_ref(), None)
+            let asked = self.retained.now();
+            self.retained.set(&publish.topic, message.as_ref(), asked)
         });
         let is_waited_for = publish.qos > QoS::AtMostOnce;
         let publication = Publication {

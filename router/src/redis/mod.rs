@@ -111,7 +111,7 @@ pub struct RedisStore {
     /// The newest epoch that this process has seen: a server whose clock is behind that of the one before it hands out
     /// nothing older.
     newest_epoch: AtomicU64,
-    retained_clock: retained::StoreClock,
+    retained_clock: Arc<retained::StoreClock>,
 }
 
 impl RedisStore {
@@ -133,7 +133,7 @@ impl RedisStore {
             keys,
             registry,
             newest_epoch: AtomicU64::new(0),
-            retained_clock: retained::StoreClock::default(),
+            retained_clock: Arc::default(),
         }))
     }
 

@@ -1,6 +1,7 @@
 //! Retained messages: all in one slot, with a number for each change, so that a node asks only for what is new to it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -235,8 +236,13 @@ impl Retained for RedisStore {
             .arg(REMOVED_MAX)
             .arg(expires_at_ms.map_or(String::new(), |at_ms| at_ms.to_string()))
             .arg(asked.map_or(String::new(), |moment| moment.0.to_string()));
+        let (clock, asked_at) = (Arc::clone(&self.retained_clock), Instant::now());
         let set = self.link.submit(topic.as_str(), set);
-        async move { set.await.map(|_| ()) }.boxed()
+        async move {
+            clock.said(asked_at, parse(set.await?)?);
+            Ok(())
+        }
+        .boxed()
     }
 
     async fn expire(&self, limit: usize) -> Result<usize, StoreError> {
