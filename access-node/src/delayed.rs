@@ -124,6 +124,7 @@ pub(crate) fn store(
         cancel_on: Vec::new(),
         trigger_on: Vec::new(),
         fingerprint,
+        device: Some(client.clone()),
     };
     let (node, client) = (Arc::clone(node), client.clone());
     at_once(async move {

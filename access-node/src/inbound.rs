@@ -440,6 +440,22 @@ impl Connection {
                 PendingAnswer::PubAck(_) | PendingAnswer::PubRec(_),
                 Version::V5,
             ) => ReasonCode::QuotaExceeded,
+            (
+                Err(StoreError::Quota(why)),
+                PendingAnswer::PubAck(_) | PendingAnswer::PubRec(_),
+                version,
+            ) => {
+                self.node.metrics.denied_publish.increment(1);
+                tracing::debug!(client = %self.session.client, why, "publish denied");
+                match version {
+                    Version::V5 => ReasonCode::QuotaExceeded,
+                    // It cannot be told, and would be refused again however often it came back.
+                    Version::V3_1_1 => {
+                        self.note_done(&answer);
+                        ReasonCode::Success
+                    }
+                }
+            }
             (Err(StoreError::Stale { .. }), ..) => return Err(CloseReason::TakenOver),
             (Err(error), ..) => {
                 // Without an acknowledgement the device sends it again when it is back, in order.

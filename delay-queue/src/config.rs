@@ -204,10 +204,13 @@ impl Config {
         if self.source.is_empty() || !self.source.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("delays.source must be visible ASCII characters".into());
         }
-        if self.kept.jobs_max == 0 || self.kept.events_max == 0 {
-            return Err(
-                "delays.kept.jobs_max and delays.kept.events_max must be greater than 0".into(),
-            );
+        let kept = [
+            ("jobs_max", self.kept.jobs_max),
+            ("events_max", self.kept.events_max),
+            ("device_jobs_max", self.kept.device_jobs_max),
+        ];
+        if let Some((key, _)) = kept.iter().find(|(_, max)| *max == 0) {
+            return Err(format!("delays.kept.{key} must be greater than 0"));
         }
         for (at, rule) in self.topics.iter().enumerate() {
             rule.parse()
@@ -267,6 +270,10 @@ mod tests {
         error(|c| c.retry.max = Duration::ZERO, "delays.retry.initial ");
         error(|c| c.webhook_concurrency = 0, "delays.webhook_timeout ");
         error(|c| c.kept.jobs_max = 0, "delays.kept.jobs_max ");
+        error(
+            |c| c.kept.device_jobs_max = 0,
+            "delays.kept.device_jobs_max ",
+        );
         error(|c| c.source = String::new(), "delays.source ");
         error(
             |c| {

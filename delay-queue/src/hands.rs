@@ -3,19 +3,23 @@
 //! Everything that goes out carries an id that derives from the job, the action and its target: the same at every attempt, so that
 //! whoever gets it twice can tell.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use moorline_mqtt::Publish;
 use moorline_push_service::delayed::{
     AmqpPublish, Check, Webhook, action_id, push_target, read_push,
 };
 use moorline_push_service::push::{Context, SubmitError};
-use moorline_router::jobs::DelayedPublication;
+use moorline_router::jobs::{DelayedPublication, TopicEvents, event_of_message};
 use moorline_router::rabbit::Publishing;
 use moorline_router::rabbit::publisher::sender_hash;
-use moorline_router::{ActionKind, Job, JobAction, MessageId, StoreError, UpstreamMessage};
+use moorline_router::{
+    ActionKind, Clock, EventName, Job, JobAction, Jobs, MessageId, StoreError, UpstreamMessage,
+};
 use moorline_upstream_worker::backoff::random_fraction;
 use moorline_upstream_worker::call::{self, Attempt, Failures};
 use moorline_upstream_worker::webhook::{self, CloudEvent, Signer};
@@ -60,6 +64,10 @@ pub(crate) enum Checked {
 
 pub(crate) struct Hands {
     outlets: Outlets,
+    jobs: Arc<dyn Jobs>,
+    clock: Clock,
+    /// Events that come of what devices publish.
+    events: TopicEvents,
     client: Client,
     hosts: Hosts,
     signer: Option<Signer>,
@@ -68,13 +76,21 @@ pub(crate) struct Hands {
 }
 
 impl Hands {
-    pub(crate) fn new(config: &Config, outlets: Outlets) -> Result<Self, String> {
+    pub(crate) fn new(
+        config: &Config,
+        outlets: Outlets,
+        jobs: Arc<dyn Jobs>,
+        clock: Clock,
+    ) -> Result<Self, String> {
         let client = call::client(config.authorities()?)
             .map_err(|error| format!("no HTTP client: {error}"))?;
         let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         let each = number(config.webhook_concurrency);
         Ok(Self {
             outlets,
+            jobs,
+            clock,
+            events: config.topic_events(),
             client,
             hosts: Hosts::new(each, number(config.concurrency)),
             signer: config.webhook_secret.signer()?,
@@ -294,6 +310,15 @@ impl Hands {
         stored(published.await)
     }
 
+    /// The events that come of a publication; none of one to the topics of a device.
+    fn events_of(&self, publish: &Publish) -> Vec<EventName> {
+        let topic = publish.topic.as_str();
+        match topic.split_once('/') {
+            Some((first, _)) if first == self.outlets.device_topics => Vec::new(),
+            _ => self.events.names(topic, &publish.payload),
+        }
+    }
+
     /// As the device that asked for it would do it now.
     async fn publish(&self, job: &Job, at: usize, spec: &[u8]) -> Done {
         let publication = match DelayedPublication::from_spec(spec) {
@@ -314,6 +339,13 @@ impl Hands {
                 received_at_ms: moorline_router::unix_ms(),
             };
             let done = stored(self.outlets.upstream.publish(vec![(message, queues)]).await);
+            if done != Done::Yes {
+                return done;
+            }
+        }
+        for name in self.events_of(&publish) {
+            let event = event_of_message(name, &id, self.clock.now_ms());
+            let done = stored(self.jobs.event(&event).await.map(drop));
             if done != Done::Yes {
                 return done;
             }

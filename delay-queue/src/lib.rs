@@ -3,7 +3,7 @@
 //! ```text
 //! store ─▶ runner (shards: sleep, claim) ─▶ attempt (lease, retries) ─▶ hands (check, push, webhook, AMQP, publish)
 //!   ▲                                             │
-//!   └──────── settle: fired, skipped, retrying, failed ◀┘
+//!   └── settle: fired, skipped, retrying, put off, failed ◀┘
 //! ```
 //!
 //! It keeps nothing: a job is the store's until it is settled, and what is claimed and not settled is claimed again when

@@ -56,6 +56,7 @@ fn notice(job: &Job, ending: Ending<'_>, now_ms: u64, retry: RetryPolicy) -> Opt
         cancel_on: Vec::new(),
         trigger_on: Vec::new(),
         fingerprint: u64::from(job.revived),
+        device: None,
     })
 }
 
@@ -136,6 +137,7 @@ mod tests {
             cancel_on: Vec::new(),
             trigger_on: Vec::new(),
             fingerprint: 1,
+            device: None,
         });
         let told = |job: &Job, ending| {
             let notice = notice(job, ending, 9, retry).unwrap();

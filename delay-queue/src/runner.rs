@@ -79,7 +79,12 @@ pub(crate) async fn run(
     };
     let slots = usize::try_from(config.concurrency).unwrap_or(Semaphore::MAX_PERMITS);
     let runner = Arc::new(Runner {
-        hands: Hands::new(&config, queue.outlets)?,
+        hands: Hands::new(
+            &config,
+            queue.outlets,
+            Arc::clone(&queue.jobs),
+            queue.clock.clone(),
+        )?,
         metrics: Metrics::new(),
         random: random_fraction,
         holder: queue.holder,

@@ -294,7 +294,9 @@ impl From<StoreError> for Problem {
                 ProblemKind::StoreUnavailable,
                 format!("{error}; nothing was stored"),
             ),
-            StoreError::Full(detail) => Self::new(ProblemKind::LimitReached, detail),
+            StoreError::Full(detail) | StoreError::Quota(detail) => {
+                Self::new(ProblemKind::LimitReached, detail)
+            }
             StoreError::Stale { .. } | StoreError::Damaged(_) => {
                 tracing::error!(%error, "a request failed");
                 Self::new(ProblemKind::Internal, error.to_string())

@@ -49,6 +49,7 @@ fn new_job(n: usize, now_ms: u64) -> NewJob {
         cancel_on: vec![EventName::new("order.paid", &format!("{n:07}")).unwrap()],
         trigger_on: Vec::new(),
         fingerprint: n as u64,
+        device: None,
     }
 }
 

@@ -243,6 +243,9 @@ pub struct JobLimits {
     pub jobs_max: u64,
     /// Events remembered; beyond it none is taken.
     pub events_max: u64,
+    /// Jobs of one device that have not ended; beyond it none of its is created. A device that asks for many at the same moment may get
+    /// some more where jobs are shared.
+    pub device_jobs_max: u64,
 }
 
 impl Default for JobLimits {
@@ -253,6 +256,7 @@ impl Default for JobLimits {
             event_window: SignedDuration::from_mins(10),
             jobs_max: 100_000_000,
             events_max: 1_000_000,
+            device_jobs_max: 1_000,
         }
     }
 }
@@ -286,7 +290,8 @@ pub trait Jobs: Send + Sync {
     /// Creates jobs; answers each in its place. The same id twice is the same job if the fingerprint is the same, also
     /// after it began, was patched or ended, as long as it is kept. An event that came within the declared window before
     /// counts: a job that names it in `cancel_on` is created as cancelled, one that names it in `trigger_on` is due at its
-    /// `created_ms`. [`StoreError::Full`] at [`JobLimits::jobs_max`].
+    /// `created_ms`. [`StoreError::Full`] at [`JobLimits::jobs_max`], [`StoreError::Quota`] at
+    /// [`JobLimits::device_jobs_max`].
     async fn create_many(&self, jobs: Vec<NewJob>) -> Vec<Result<JobCreated, StoreError>>;
 
     /// Creates one job; see [`Jobs::create_many`].

@@ -88,6 +88,9 @@ pub enum StoreError {
     /// A declared limit is reached and its policy is to reject.
     #[error("{0}")]
     Full(String),
+    /// The one who asks has all that it may have; others are served.
+    #[error("{0}")]
+    Quota(String),
     /// Stored bytes do not make sense; the text names the record.
     #[error("damaged record: {0}")]
     Damaged(String),

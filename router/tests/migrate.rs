@@ -408,6 +408,7 @@ mod delayed_jobs {
             cancel_on: vec![EventName::parse(cancel_on).unwrap()],
             trigger_on: Vec::new(),
             fingerprint: 9,
+            device: None,
         }
     }
 

@@ -164,6 +164,53 @@ fn what_a_device_publishes_later_survives_kill_9() {
 }
 
 #[test]
+fn a_device_has_no_more_delayed_publications_than_it_may_have() {
+    run(async {
+        let config = "[delays.kept]\ndevice_jobs_max = 2\n";
+        let gateway = Gateway::start_with(Options::config(config)).await;
+        let mut new = Device::clean(gateway.mqtt(), V5, "new").await;
+        let mut old = Device::clean(gateway.mqtt(), V3, "old").await;
+        for (device, refused) in [(&mut new, QUOTA_EXCEEDED), (&mut old, 0)] {
+            for n in 0..2 {
+                let publish = Publish::new("$delay/3600/t", 1 + n, "x");
+                assert!(device.publish(publish).await < 0x80);
+            }
+            for qos in 1..3 {
+                let publish = Publish::new("$delay/3600/t", qos, "x");
+                assert_eq!(device.publish(publish).await, refused);
+            }
+            // It goes on, and so does what is not delayed.
+            assert!(device.publish(Publish::new("t", 2, "x")).await < 0x80);
+        }
+        let counts = gateway.api().get("/v1/delays/count").await.expect(200);
+        assert_eq!(counts["pending"], 4);
+        gateway.finish().await;
+    });
+}
+
+#[test]
+fn an_event_comes_of_what_a_device_publishes_later_when_it_is_published() {
+    run(async {
+        let config = "[[delays.topics]]\nfilter = \"up/orders/+/paid\"\ntype = \"order.paid\"\nkey = \"{3}\"\n";
+        let gateway = Gateway::start_with(Options::config(config)).await;
+        let api = gateway.api();
+        let job = json!({"id": "order", "delay": "1h", "cancel_on": ["order.paid:77"], "action": {"webhook": {"url": "http://127.0.0.1:9/"}}});
+        api.post("/v1/delays", &job).await.expect(201);
+        let mut car = Device::clean(gateway.mqtt(), V5, "car").await;
+        let publish = Publish::new("$delay/1/up/orders/77/paid", 1, "");
+        assert!(car.publish(publish).await < 0x80);
+        assert_eq!(api.get("/v1/delays/order").await.json()["state"], "pending");
+        let order = eventually(SOON, "the event comes", || async {
+            let order = api.get("/v1/delays/order").await.expect(200);
+            (order["state"] == "cancelled").then_some(order)
+        })
+        .await;
+        assert_eq!(order["by_event"], "order.paid:77");
+        gateway.finish().await;
+    });
+}
+
+#[test]
 fn an_event_comes_of_what_a_device_publishes_before_its_puback() {
     run(async {
         let config = "[[delays.topics]]\nfilter = \"up/orders/+/paid\"\ntype = \"order.paid\"\nkey = \"{3}\"\n\

@@ -196,6 +196,7 @@ impl World {
             cancel_on: Vec::new(),
             trigger_on: Vec::new(),
             fingerprint: 1,
+            device: None,
         };
         let created = self.jobs.create(job).await.unwrap();
         assert!(matches!(created, JobCreated::Created(_)));

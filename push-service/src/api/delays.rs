@@ -133,6 +133,7 @@ impl Api {
             cancel_on: delay.cancel_on,
             trigger_on: delay.trigger_on,
             fingerprint,
+            device: None,
         }
     }
 

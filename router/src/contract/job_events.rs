@@ -3,8 +3,8 @@
 use futures_util::future::{join, join_all};
 
 use super::jobs::{
-    JobsBackend, NOW, changed, claim, claim_one, created, failed, get, id, job, name, plan, retry,
-    settle, start, state,
+    HOUR, JobsBackend, NOW, changed, claim, claim_one, created, failed, get, id, job, name, plan,
+    retry, settle, start, state,
 };
 use crate::{
     EventKind, EventOutcome, JobEvent, JobLimits, JobPatch, JobSettlement, JobState, Jobs,
@@ -217,6 +217,74 @@ pub async fn a_withdrawal_cancels_and_is_not_remembered(backend: &mut dyn JobsBa
     // The same call again is the same withdrawal.
     jobs.event(&withdrawal).await.unwrap();
     assert_eq!(state(&*jobs, "c").await, JobState::Pending);
+}
+
+pub async fn a_withdrawal_reaches_what_was_created_before_it_whatever_the_clocks_say(
+    backend: &mut dyn JobsBackend,
+) {
+    let limits = JobLimits {
+        event_window: jiff::SignedDuration::ZERO,
+        ..JobLimits::default()
+    };
+    let jobs = backend.start(limits).await;
+    for (kind, text) in [
+        (EventKind::Withdrawal, "withdrawn:1"),
+        (EventKind::Happened, "happened:1"),
+    ] {
+        // By a clock that is ahead of the one by which it is withdrawn.
+        let ahead = NewJob {
+            created_ms: NOW + 5_000,
+            ..naming(text, NOW + HOUR, &[text], &[])
+        };
+        created(&*jobs, ahead).await;
+        let event = JobEvent {
+            kind,
+            ..event(text, NOW)
+        };
+        assert_eq!(jobs.event(&event).await.unwrap().cancelled, 1, "{text}");
+        assert_eq!(state(&*jobs, text).await, JobState::Cancelled);
+        let behind = NewJob {
+            created_ms: NOW - 5_000,
+            ..naming(&format!("{text}-later"), NOW + HOUR, &[text], &[])
+        };
+        created(&*jobs, behind).await;
+    }
+    assert_eq!(jobs.counts().await.unwrap().cancelled, 2);
+}
+
+pub async fn what_is_created_after_a_withdrawal_outlives_its_driver(backend: &mut dyn JobsBackend) {
+    let jobs = start(backend).await;
+    let batch = (0..3_000).map(|n| naming(&format!("job-{n}"), NOW + 1, &["t:1"], &[]));
+    jobs.create_many(batch.collect()).await;
+    let withdrawal = JobEvent {
+        kind: EventKind::Withdrawal,
+        ..event("t:1", NOW)
+    };
+    let begun = async {
+        while jobs.counts().await.unwrap().cancelled == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = jobs.event(&withdrawal) => {}
+        () = begun => {}
+    }
+    drop(jobs);
+    let jobs = backend.crash().await;
+    // It comes behind the others in the order in which they are driven, by a clock that says it came before.
+    let later = NewJob {
+        created_ms: NOW - 5_000,
+        ..naming("x", NOW + 1, &["t:1"], &[])
+    };
+    created(&*jobs, later).await;
+    for shard in 0..jobs.shards() {
+        for left in jobs.unfinished_events(shard, u64::MAX, 10).await.unwrap() {
+            jobs.event(&left).await.unwrap();
+        }
+    }
+    let counts = jobs.counts().await.unwrap();
+    assert_eq!((counts.pending, counts.cancelled), (1, 3_000));
+    assert_eq!(claim_one(&*jobs, NOW + 1).await.id, id("x"));
 }
 
 pub async fn an_event_reaches_ten_thousand_jobs(backend: &mut dyn JobsBackend) {

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use crate::{
-    ActionKind, ActionState, Claimed, EventName, Job, JobAction, JobChange, JobCounts, JobCreated,
-    JobId, JobLimits, JobPatch, JobPlan, JobSettlement, JobState, Jobs, NewJob, NodeId,
+    ActionKind, ActionState, Claimed, ClientId, EventName, Job, JobAction, JobChange, JobCounts,
+    JobCreated, JobId, JobLimits, JobPatch, JobPlan, JobSettlement, JobState, Jobs, NewJob, NodeId,
     RetryPolicy, Settled, StoreError,
 };
 
@@ -30,6 +30,7 @@ macro_rules! job_contract {
             a_job_that_ended_is_kept_for_its_time_and_no_longer,
             a_sweep_is_bounded,
             at_the_limit_no_job_is_created,
+            a_device_has_no_more_jobs_than_it_may_have,
         );
         $crate::contract_cases!($backend, job_claims:
             nothing_is_claimed_before_it_is_due,
@@ -71,6 +72,8 @@ macro_rules! job_contract {
             an_event_repeated_is_answered_alike_and_changes_nothing,
             another_event_of_the_same_name_counts_anew,
             a_withdrawal_cancels_and_is_not_remembered,
+            a_withdrawal_reaches_what_was_created_before_it_whatever_the_clocks_say,
+            what_is_created_after_a_withdrawal_outlives_its_driver,
             an_event_reaches_ten_thousand_jobs,
             an_event_whose_driver_died_is_driven_on,
             jobs_created_while_an_event_comes_do_not_escape_it,
@@ -151,6 +154,7 @@ pub fn job(text: &str, fire_at_ms: u64) -> NewJob {
         cancel_on: Vec::new(),
         trigger_on: Vec::new(),
         fingerprint: 1,
+        device: None,
     }
 }
 
@@ -570,6 +574,9 @@ pub async fn at_the_limit_no_job_is_created(backend: &mut dyn JobsBackend) {
     }
     assert!(kept.len() <= 64 && kept.len() >= 32, "{}", kept.len());
     let full = full.expect("there is a limit");
+    let notice = jobs.create_notice(job("notice", NOW)).await.unwrap();
+    assert!(matches!(notice, JobCreated::Created(_)));
+    jobs.cancel(&id("notice"), NOW).await.unwrap();
     assert_eq!(jobs.get(&id(&full)).await.unwrap(), None);
     let same = jobs.create(job(&kept[0], NOW)).await.unwrap();
     assert!(matches!(same, JobCreated::Same(_)));
@@ -583,4 +590,56 @@ pub async fn at_the_limit_no_job_is_created(backend: &mut dyn JobsBackend) {
     ));
     jobs_swept(&*jobs, NOW + 2 * HOUR, 1_000).await;
     created(&*jobs, job(&full, NOW)).await;
+}
+
+pub async fn a_device_has_no_more_jobs_than_it_may_have(backend: &mut dyn JobsBackend) {
+    let limits = JobLimits {
+        device_jobs_max: 3,
+        ..JobLimits::default()
+    };
+    let jobs = backend.start(limits).await;
+    let of = |device: &str, text: &str| NewJob {
+        device: Some(ClientId::parse(device).unwrap()),
+        cancel_on: vec![name(&format!("t:{text}"))],
+        ..job(text, NOW)
+    };
+    let is_full = async |jobs: &dyn Jobs, new: NewJob| {
+        let answer = jobs.create(new).await;
+        matches!(answer, Err(StoreError::Quota(_)))
+    };
+    let first = created(&*jobs, of("car-7", "a")).await;
+    assert_eq!(first.device, Some(ClientId::parse("car-7").unwrap()));
+    assert_eq!(get(&*jobs, "a").await, first);
+    for text in ["b", "c"] {
+        created(&*jobs, of("car-7", text)).await;
+    }
+    assert!(is_full(&*jobs, of("car-7", "d")).await);
+    // What is there already is known again, and others have their own.
+    let same = jobs.create(of("car-7", "a")).await.unwrap();
+    assert!(matches!(same, JobCreated::Same(_)));
+    created(&*jobs, of("car-8", "other")).await;
+    created(&*jobs, job("nobody's", NOW)).await;
+    drop(jobs);
+    let jobs = backend.crash().await;
+    assert!(is_full(&*jobs, of("car-7", "d")).await);
+    // Room is made by the end of a job, whichever it is.
+    jobs.cancel(&id("a"), NOW).await.unwrap();
+    created(&*jobs, of("car-7", "d")).await;
+    assert!(is_full(&*jobs, of("car-7", "e")).await);
+    let event = super::job_events::event("t:b", NOW);
+    assert_eq!(jobs.event(&event).await.unwrap().cancelled, 1);
+    created(&*jobs, of("car-7", "e")).await;
+    let claimed = claim(&*jobs, NOW).await;
+    let by_id = |text: &str| claimed.iter().find(|job| job.id == id(text)).unwrap();
+    assert!(
+        is_full(&*jobs, of("car-7", "f")).await,
+        "they have not ended"
+    );
+    settle(&*jobs, by_id("c"), retry(NOW + 9), NOW).await;
+    assert!(is_full(&*jobs, of("car-7", "f")).await, "nor has this one");
+    settle(&*jobs, by_id("d"), JobSettlement::Fired, NOW).await;
+    settle(&*jobs, by_id("e"), failed("no"), NOW).await;
+    created(&*jobs, of("car-7", "f")).await;
+    changed(jobs.retry_failed(&id("e"), NOW).await.unwrap());
+    assert!(is_full(&*jobs, of("car-7", "g")).await, "it is tried again");
 }

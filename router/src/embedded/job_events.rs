@@ -20,13 +20,13 @@ enum Effect {
     None,
 }
 
-/// `window_ms`: how long after it an event counts for jobs that are created then.
-fn effect(event: &JobEvent, window_ms: u64, job: &Job) -> Effect {
-    let counts_for_later_ms = match event.kind {
-        EventKind::Happened => window_ms,
-        EventKind::Withdrawal => 0,
-    };
-    let is_too_new = job.created_ms > event.at_ms.saturating_add(counts_for_later_ms);
+/// `window_ms`: how long after it an event counts for jobs that are created then. Which came first is not a matter of their times, which
+/// may come of different clocks.
+fn effect(event: &JobEvent, window_ms: u64, job: &Job, came_later: bool) -> Effect {
+    let counts_for_later = event.kind == EventKind::Happened
+        && window_ms > 0
+        && job.created_ms <= event.at_ms.saturating_add(window_ms);
+    let is_too_new = came_later && !counts_for_later;
     let is_late = || job.fire_at_ms > event.at_ms && job.by_event.as_ref() != Some(&event.name);
     if job.state != JobState::Pending || is_too_new {
         Effect::None
@@ -75,6 +75,9 @@ impl Transaction {
         now_ms: u64,
     ) -> Result<(), StoreError> {
         let window_ms = self.shared.config.jobs.event_window_ms();
+        if window_ms == 0 {
+            return Ok(());
+        }
         let counts = |name: &EventName| {
             let happened = self.happened(name)?;
             Ok::<_, StoreError>(
@@ -112,6 +115,7 @@ impl Transaction {
             )));
         }
         self.jobs.events += 1;
+        let number = self.next_number();
         if event.kind == EventKind::Happened {
             let latest = self.happened(&event.name)?;
             let at_ms = latest.map_or(event.at_ms, |latest| latest.max(event.at_ms));
@@ -128,6 +132,7 @@ impl Transaction {
             event: event.clone(),
             outcome: EventOutcome::default(),
             driven: Some(Driven { through: None }),
+            number,
         });
         self.drive_event(&event.name, &event.id)
     }
@@ -157,7 +162,8 @@ impl Transaction {
         let is_last = keys.len() < STEP;
         for key in keys {
             let job = job_keys::named_by_of(name, &key)?;
-            self.apply(&mut record, &job)?;
+            let came_later = self.number_of(&key)? > record.number;
+            self.apply(&mut record, &job, came_later)?;
             through = Some(job);
         }
         record.driven = (!is_last).then_some(Driven { through });
@@ -168,7 +174,21 @@ impl Transaction {
         Ok(is_last.then_some(record.outcome))
     }
 
-    fn apply(&mut self, record: &mut EventRecord, id: &crate::JobId) -> Result<(), StoreError> {
+    /// Where a job stands in the order of jobs and events, by its key under an event's name.
+    fn number_of(&self, named_by: &[u8]) -> Result<u64, StoreError> {
+        match self.get(named_by)? {
+            // Older ones have no number.
+            Some(value) if !value.is_empty() => format::parse_number(named_by, &value),
+            _ => Ok(0),
+        }
+    }
+
+    fn apply(
+        &mut self,
+        record: &mut EventRecord,
+        id: &crate::JobId,
+        came_later: bool,
+    ) -> Result<(), StoreError> {
         let mut job = match self.job(id) {
             Ok(Some(job)) => job,
             // Nothing more is to be done for it: it cannot be claimed either.
@@ -177,7 +197,12 @@ impl Transaction {
         };
         let before = (job.state, job.at_ms());
         let event = &record.event;
-        match effect(event, self.shared.config.jobs.event_window_ms(), &job) {
+        match effect(
+            event,
+            self.shared.config.jobs.event_window_ms(),
+            &job,
+            came_later,
+        ) {
             Effect::None => return Ok(()),
             Effect::Cancels => {
                 job.end(JobState::Cancelled, event.at_ms);
@@ -189,8 +214,7 @@ impl Transaction {
                 record.outcome.triggered += 1;
             }
         }
-        self.put_job(Some(before), &job);
-        Ok(())
+        self.put_job(Some(before), &job)
     }
 
     /// Forgets events whose window is over; says how many, at most `limit`.

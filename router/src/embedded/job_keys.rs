@@ -4,16 +4,17 @@
 //! |---|---|---|
 //! | `j` | job id | job |
 //! | `d` | state at, job id | nothing: the jobs of a state by time; those that wait are claimed from here |
-//! | `v` | event name 0 job id | nothing: the jobs that name the event |
+//! | `v` | event name 0 job id | the job's place in the order of jobs and events: the jobs that name the event |
 //! | `o` | event name 0 event id | event, while it is remembered |
 //! | `a` | event name | when it happened last |
 //! | `i` | at, event name 0 event id | nothing: the events by time |
 //! | `g` | event name 0 event id | nothing: an event that was not driven to every job |
+//! | `y` | device | how many jobs it has that have not ended |
 //! | `J` | | counts |
 
 use super::keys::{at, at_of, group, named};
 use crate::record::job::state_code;
-use crate::{EventName, JobId, JobState, MessageId, StoreError};
+use crate::{ClientId, EventName, JobId, JobState, MessageId, StoreError};
 
 pub(super) const JOB: u8 = b'j';
 pub(super) const DUE: u8 = b'd';
@@ -22,6 +23,7 @@ pub(super) const EVENT: u8 = b'o';
 pub(super) const LATEST: u8 = b'a';
 pub(super) const EVENT_AT: u8 = b'i';
 pub(super) const UNFINISHED: u8 = b'g';
+pub(super) const DEVICE: u8 = b'y';
 pub(super) const COUNTS: &[u8] = b"J";
 
 fn damaged(key: &[u8]) -> StoreError {
@@ -38,6 +40,11 @@ fn id_of(key: &[u8], bytes: &[u8]) -> Result<JobId, StoreError> {
 
 pub(super) fn job(id: &JobId) -> Vec<u8> {
     named(JOB, id.as_str())
+}
+
+/// How many jobs a device has.
+pub(super) fn device(device: &ClientId) -> Vec<u8> {
+    named(DEVICE, device.as_str())
 }
 
 /// Everything of one state.

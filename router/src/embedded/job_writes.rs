@@ -10,10 +10,10 @@ use super::job_keys;
 use super::keys::after_prefix;
 use super::transaction::Transaction;
 use crate::jobs::CLAIM_BYTES_MAX;
-use crate::record::job as record;
+use crate::record::{format, job as record};
 use crate::{
-    ActionState, ClaimToken, Claimed, Job, JobChange, JobCreated, JobId, JobPatch, JobSettlement,
-    JobState, NewJob, NodeId, Settled, StoreError,
+    ActionState, ClaimToken, Claimed, ClientId, Job, JobChange, JobCreated, JobId, JobPatch,
+    JobSettlement, JobState, NewJob, NodeId, Settled, StoreError,
 };
 
 /// What is kept of the text of an error.
@@ -51,7 +51,11 @@ impl Transaction {
     }
 
     /// Puts a job where it belongs; `before` is its place until now.
-    pub(super) fn put_job(&mut self, before: Option<(JobState, u64)>, job: &Job) {
+    pub(super) fn put_job(
+        &mut self,
+        before: Option<(JobState, u64)>,
+        job: &Job,
+    ) -> Result<(), StoreError> {
         let place = (job.state, job.at_ms());
         if before != Some(place) {
             if let Some((state, at_ms)) = before {
@@ -70,6 +74,38 @@ impl Transaction {
         let key = job_keys::job(&job.id);
         let value = record::job(&key, job);
         self.staged.put(key, value);
+        let was_open = before.is_some_and(|(state, _)| !state.is_final());
+        match &job.device {
+            Some(device) if was_open == job.state.is_final() => {
+                self.count_of_device(device, !was_open)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Jobs of a device that have not ended.
+    fn jobs_of_device(&self, device: &ClientId) -> Result<u64, StoreError> {
+        let key = job_keys::device(device);
+        let value = self.get(&key)?;
+        let count = value.map(|value| format::parse_number(&key, &value));
+        Ok(count.transpose()?.unwrap_or(0))
+    }
+
+    fn count_of_device(&mut self, device: &ClientId, is_more: bool) -> Result<(), StoreError> {
+        let count = self.jobs_of_device(device)?;
+        let count = match is_more {
+            true => count + 1,
+            false => count.saturating_sub(1),
+        };
+        let key = job_keys::device(device);
+        match count {
+            0 => self.staged.delete(key),
+            count => {
+                let value = format::number(&key, count);
+                self.staged.put(key, value);
+            }
+        }
+        Ok(())
     }
 
     /// With `is_notice` also at the limit.
@@ -90,14 +126,23 @@ impl Transaction {
                 "there are {limit} delayed jobs, which is the limit"
             )));
         }
+        let limit = self.shared.config.jobs.device_jobs_max;
+        if let Some(device) = &new.device
+            && self.jobs_of_device(device)? >= limit
+        {
+            return Err(StoreError::Quota(format!(
+                "{device} has {limit} delayed jobs, which is the limit"
+            )));
+        }
         let now_ms = new.created_ms;
         let mut job = Job::waiting(new);
         self.apply_earlier_events(&mut job, now_ms)?;
         for name in job.cancel_on.iter().chain(&job.trigger_on) {
-            self.staged
-                .put(job_keys::named_by(name, &job.id), Vec::new());
+            let key = job_keys::named_by(name, &job.id);
+            let number = format::number(&key, self.next_number());
+            self.staged.put(key, number);
         }
-        self.put_job(None, &job);
+        self.put_job(None, &job)?;
         Ok(JobCreated::Created(job))
     }
 
@@ -116,7 +161,7 @@ impl Transaction {
         }
         let before = (job.state, job.at_ms());
         change(&mut job);
-        self.put_job(Some(before), &job);
+        self.put_job(Some(before), &job)?;
         Ok(JobChange::Changed(job))
     }
 
@@ -325,7 +370,7 @@ impl Transaction {
             holder.clone(),
             now_ms + lease_ms,
         );
-        self.put_job(Some(before), &job);
+        self.put_job(Some(before), &job)?;
         Ok(Some(job))
     }
 
@@ -357,7 +402,7 @@ impl Transaction {
             let before = (job.state, job.at_ms());
             job.settle(settlement, now_ms);
             job.last_error = job.last_error.take().map(bounded);
-            self.put_job(Some(before), &job);
+            self.put_job(Some(before), &job)?;
         }
         Ok(Settled::Done)
     }
@@ -378,7 +423,7 @@ impl Transaction {
         job.due_ms = job.due_ms.max(until_ms);
         job.set_actions(actions);
         job.trials = job.trials.saturating_add(u32::from(is_trial));
-        self.put_job(Some(before), &job);
+        self.put_job(Some(before), &job)?;
         Ok(Settled::Done)
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::EventName;
-use crate::NodeId;
 use crate::ids::InvalidId;
+use crate::{ClientId, NodeId};
 
 /// Names a job: given by its creator or made here. 1 to 200 bytes of UTF-8 without control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -201,6 +201,8 @@ pub struct NewJob {
     /// Of the whole request, so that a repetition is told from another job of the same id. The time by which a relative delay ends
     /// is not part of it.
     pub fingerprint: u64,
+    /// The device that asked for it itself: it may have [`super::JobLimits::device_jobs_max`].
+    pub device: Option<ClientId>,
 }
 
 /// A job.
@@ -220,6 +222,8 @@ pub struct Job {
     pub trigger_on: Vec<EventName>,
     /// Of the request that created it.
     pub fingerprint: u64,
+    /// The device that asked for it itself.
+    pub device: Option<ClientId>,
     /// Where it stands.
     pub state: JobState,
     /// The state of each action, in their order.
@@ -275,6 +279,7 @@ impl Job {
             cancel_on: new.cancel_on,
             trigger_on: new.trigger_on,
             fingerprint: new.fingerprint,
+            device: new.device,
         }
     }
 

@@ -7,9 +7,9 @@ use bytes::Bytes;
 
 use super::{RecordReader, RecordWriter};
 use crate::{
-    ActionKind, ActionState, ClaimToken, EventKind, EventName, EventOutcome, Job, JobAction,
-    JobCounts, JobEvent, JobId, JobPlan, JobState, MessageId, NewJob, NodeId, RetryPolicy,
-    StoreError,
+    ActionKind, ActionState, ClaimToken, ClientId, EventKind, EventName, EventOutcome, Job,
+    JobAction, JobCounts, JobEvent, JobId, JobPlan, JobState, MessageId, NewJob, NodeId,
+    RetryPolicy, StoreError,
 };
 
 /// Every layout is still the first.
@@ -50,6 +50,11 @@ pub(crate) fn state_code(state: JobState) -> u8 {
 fn read_job_id(reader: &mut RecordReader<'_>) -> Result<JobId, StoreError> {
     let text = reader.text()?;
     JobId::parse(text).map_err(|_| reader.damaged("an impossible job id"))
+}
+
+fn read_device(reader: &mut RecordReader<'_>) -> Result<ClientId, StoreError> {
+    let text = reader.text()?;
+    ClientId::parse(text).map_err(|_| reader.damaged("an impossible device"))
 }
 
 fn read_name(reader: &mut RecordReader<'_>) -> Result<EventName, StoreError> {
@@ -135,6 +140,7 @@ pub(crate) fn read_body(reader: &mut RecordReader<'_>) -> Result<Job, StoreError
         trigger_on: read_names(reader)?,
         plan: read_plan(reader)?,
         fire_at_ms: 0,
+        device: None,
     }))
 }
 
@@ -165,7 +171,10 @@ fn write_progress(writer: &mut RecordWriter, job: &Job) {
             w.u64(at);
         })
         .u32(job.trials)
-        .u32(job.revived);
+        .u32(job.revived)
+        .option(job.device.as_ref(), |w, device| {
+            w.text(device.as_str());
+        });
 }
 
 fn read_progress(reader: &mut RecordReader<'_>, job: &mut Job) -> Result<(), StoreError> {
@@ -188,6 +197,7 @@ fn read_progress(reader: &mut RecordReader<'_>, job: &mut Job) -> Result<(), Sto
     if !reader.is_at_end() {
         job.trials = reader.u32()?;
         job.revived = reader.u32()?;
+        job.device = reader.option(read_device)?;
     }
     Ok(())
 }
@@ -215,6 +225,8 @@ pub(crate) struct EventRecord {
     pub(crate) outcome: EventOutcome,
     /// How far it was driven; `None` once every job has answered.
     pub(crate) driven: Option<Driven>,
+    /// Its place in the order in which the store took events and jobs: jobs with a higher number came later.
+    pub(crate) number: u64,
 }
 
 /// How far an event was driven.
@@ -237,7 +249,8 @@ pub(crate) fn event(key: &[u8], record: &EventRecord) -> Vec<u8> {
             w.option(driven.through.as_ref(), |w, id| {
                 w.text(id.as_str());
             });
-        });
+        })
+        .u64(record.number);
     writer.seal(key)
 }
 
@@ -261,6 +274,11 @@ pub(crate) fn parse_event(key: &[u8], value: &[u8]) -> Result<EventRecord, Store
                 through: r.option(read_job_id)?,
             })
         })?,
+        // Older records end here: every job came before.
+        number: match reader.is_at_end() {
+            true => u64::MAX,
+            false => reader.u64()?,
+        },
     })
 }
 
@@ -328,6 +346,7 @@ mod tests {
                 cancel_on: vec![name("order.paid:7"), name("order.gone:7")],
                 trigger_on: vec![name("order.late:7")],
                 fingerprint: 42,
+                device: Some(ClientId::parse("car-7").unwrap()),
             })
         }
     }
@@ -336,6 +355,21 @@ mod tests {
     fn a_job_comes_back_as_it_was_and_only_under_its_key() {
         let bytes = job(b"j", &example());
         assert_eq!(parse_job(b"j", &bytes).unwrap(), example());
+        // An older one ends before what was added since.
+        let mut older = RecordWriter::new(V1, 8);
+        write_body(&mut older, &example());
+        write_progress(&mut older, &example());
+        let mut bytes_of_older = older.seal(b"j");
+        bytes_of_older.truncate(bytes_of_older.len() - 4 - (4 + 4 + 1 + 4 + "car-7".len()));
+        let checksum = super::super::crc32(&[b"j", &bytes_of_older]);
+        bytes_of_older.extend_from_slice(&checksum.to_be_bytes());
+        let expected = Job {
+            trials: 0,
+            revived: 0,
+            device: None,
+            ..example()
+        };
+        assert_eq!(parse_job(b"j", &bytes_of_older).unwrap(), expected);
         assert!(parse_job(b"k", &bytes).is_err());
         for state in JobState::ALL {
             let one = Job {
@@ -384,6 +418,7 @@ mod tests {
                     triggered: 2,
                 },
                 driven,
+                number: 17,
             };
             assert_eq!(parse_event(b"o", &event(b"o", &record)).unwrap(), record);
         }

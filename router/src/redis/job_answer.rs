@@ -8,7 +8,8 @@ use redis::Value;
 use super::reply::parse;
 use crate::record::{RecordReader, RecordWriter, job as record};
 use crate::{
-    ActionState, ClaimToken, EventName, Job, JobId, JobPlan, JobState, NewJob, NodeId, StoreError,
+    ActionState, ClaimToken, ClientId, EventName, Job, JobId, JobPlan, JobState, NewJob, NodeId,
+    StoreError,
 };
 
 /// Fields that later versions add go behind these.
@@ -99,6 +100,7 @@ fn read_body(id: JobId, body: &[u8]) -> Result<NewJob, StoreError> {
         trigger_on: record::read_names(&mut fixed)?,
         plan: record::read_plan(&mut plan)?,
         fire_at_ms: 0,
+        device: None,
         id: id.clone(),
     })
 }
@@ -128,6 +130,7 @@ struct Fields {
     error: String,
     trials: u32,
     revived: u32,
+    device: String,
     body: Vec<u8>,
 }
 
@@ -155,6 +158,7 @@ impl Told {
             error: parse(next())?,
             trials: parse(next())?,
             revived: parse(next())?,
+            device: parse(next())?,
             body: parse(next())?,
         };
         Ok(Self {
@@ -182,6 +186,8 @@ impl Told {
         let some = |text: String| (!text.is_empty()).then_some(text);
         let by = some(fields.by)
             .map(|by| EventName::parse(&by).map_err(|_| damaged("an impossible event name")));
+        let device = some(fields.device)
+            .map(|device| ClientId::parse(&device).map_err(|_| damaged("an impossible device")));
         let state = read_state(&fields.state)?;
         let new = read_body(self.id, &fields.body)?;
         Ok(Job {
@@ -193,6 +199,7 @@ impl Told {
             claims: fields.claims,
             trials: fields.trials,
             revived: fields.revived,
+            device: device.transpose()?,
             begun_before: fields.begun != 0,
             token: self.fence,
             holder: some(fields.holder).map(|holder| NodeId::from_text(&holder)),
@@ -261,10 +268,12 @@ pub(super) struct Named {
     pub(super) id: JobId,
     pub(super) does: Does,
     pub(super) token: String,
+    /// In which order it was registered; 0 where that is not known.
+    pub(super) place: u64,
 }
 
 impl Named {
-    /// Behind the name, as a member of the sorted set.
+    /// Behind the name, as a member of the sorted set, without its place.
     pub(super) fn member(&self) -> String {
         format!("{}\0{}{}", self.id, self.does.letter(), self.token)
     }
@@ -277,10 +286,13 @@ impl Named {
             Some("t") => Does::Trigger,
             _ => return Err(damaged()),
         };
+        // Older ones have no place.
+        let (token, place) = rest[1..].split_once('.').unwrap_or((&rest[1..], "0"));
         Ok(Self {
             id: JobId::parse(id).map_err(|_| damaged())?,
             does,
-            token: rest[1..].to_owned(),
+            token: token.to_owned(),
+            place: place.parse().map_err(|_| damaged())?,
         })
     }
 
@@ -305,6 +317,7 @@ impl Named {
                     id: id.clone(),
                     does,
                     token: token.to_owned(),
+                    place: 0,
                 };
                 all.push((name.clone(), named));
             }

@@ -6,7 +6,8 @@ use super::job_answer::{Does, Named, letter, write_actions, write_body};
 use super::keys::{Keys, SHARDS};
 use super::script::{Call, Script, script};
 use crate::{
-    ClaimToken, EventKind, EventName, Job, JobEvent, JobId, JobLimits, JobState, NewJob, NodeId,
+    ClaimToken, ClientId, EventKind, EventName, Job, JobEvent, JobId, JobLimits, JobState, NewJob,
+    NodeId,
 };
 
 static NAME: Script = script!("job_event.lua", "job_name.lua");
@@ -79,6 +80,7 @@ pub(super) struct Written<'a> {
     /// Under which its names are registered.
     pub(super) token: &'a str,
     pub(super) now_ms: u64,
+    pub(super) device: &'a str,
 }
 
 /// How a claim ends.
@@ -137,12 +139,12 @@ impl JobCalls {
             let key = |kind: &str| format!("{}:{kind}", keys.jobs(shard));
             let states = JobState::ALL.map(|state| key(&format!("in:{}", letter(state))));
             ShardKeys {
-                jobs: ["head", "body", "ids"]
+                jobs: ["head", "body", "ids", "devices"]
                     .map(key)
                     .into_iter()
                     .chain(states)
                     .collect(),
-                events: ["names", "recent", "event", "events", "open"]
+                events: ["names", "recent", "event", "events", "open", "order"]
                     .map(key)
                     .to_vec(),
             }
@@ -206,8 +208,14 @@ impl JobCalls {
     }
 
     pub(super) fn unname(&self, name: &EventName, named: &Named) -> Call {
-        Call::command("ZREM", &self.key(shard_of(name.as_str()), "names"))
-            .arg(format!("{name}\0{}", named.member()))
+        // Whatever its place: '/' is the byte behind the '.' before that.
+        let member = format!("{name}\0{}", named.member());
+        Call::command(
+            "ZREMRANGEBYLEX",
+            &self.key(shard_of(name.as_str()), "names"),
+        )
+        .arg(format!("[{member}"))
+        .arg(format!("({member}/"))
     }
 
     /// Registrations of a shard in order, from after `after` on.
@@ -239,6 +247,7 @@ impl JobCalls {
             .arg(early.registered_ms)
             .arg(does)
             .arg(event)
+            .arg(job.device)
     }
 
     /// Jobs of one shard.
@@ -361,6 +370,11 @@ impl JobCalls {
         Call::command("HLEN", &self.key(shard, "head"))
     }
 
+    /// Jobs of a shard that a device asked for and that have not ended.
+    pub(super) fn count_of_device(&self, shard: u16, device: &ClientId) -> Call {
+        Call::command("HGET", &self.key(shard, "devices")).arg(device.as_str())
+    }
+
     /// How many events of a shard are driven to the end, or are not.
     pub(super) fn count_events(&self, shard: u16, open: bool) -> Call {
         let kind = if open { "open" } else { "events" };
@@ -406,10 +420,22 @@ impl JobCalls {
             .arg(limit)
     }
 
-    pub(super) fn event_apply(&self, id: &JobId, named: &Named, event: &JobEvent) -> Call {
+    /// `came_later`: the job was registered after the event was taken.
+    pub(super) fn event_apply(
+        &self,
+        id: &JobId,
+        named: &Named,
+        event: &JobEvent,
+        came_later: bool,
+    ) -> Call {
         let counts_for_later_ms = match event.kind {
             EventKind::Happened => self.limits.event_window_ms(),
             EventKind::Withdrawal => 0,
+        };
+        let created_up_to_ms = match (came_later, counts_for_later_ms) {
+            (false, _) => u64::MAX,
+            (true, 0) => 0,
+            (true, window_ms) => event.at_ms.saturating_add(window_ms),
         };
         self.on_new_job(&EVENT_APPLY, id, &named.token)
             .arg(&named.token)
@@ -417,7 +443,7 @@ impl JobCalls {
             .arg(event.name.as_str())
             .arg(event.id.as_str())
             .arg(event.at_ms)
-            .arg(event.at_ms.saturating_add(counts_for_later_ms))
+            .arg(created_up_to_ms)
             .arg(u8::from(counts_for_later_ms > 0))
     }
 
@@ -450,6 +476,7 @@ impl JobCalls {
             cancel_on: job.cancel_on.clone(),
             trigger_on: job.trigger_on.clone(),
             fingerprint: job.fingerprint,
+            device: None,
         };
         self.on_job(&IMPORT, &job.id)
             .arg(write_body(&asked_for))
@@ -469,6 +496,7 @@ impl JobCalls {
             .arg(job.last_error.as_deref().unwrap_or_default())
             .arg(job.trials)
             .arg(job.revived)
+            .arg(job.device.as_ref().map_or("", ClientId::as_str))
     }
 
     /// With a length of 0 the holder leaves.

@@ -9,8 +9,9 @@ use redis::Value;
 use super::job_answer::{Became, Named, waiting, write_body};
 use super::job_calls::{Early, Written};
 use super::jobs::RedisJobs;
+use super::keys::SHARDS;
 use super::reply::parse;
-use crate::{EventName, JobCreated, JobId, NewJob, StoreError};
+use crate::{ClientId, EventName, JobCreated, JobId, NewJob, StoreError};
 
 /// How often the names of a job are registered again, because writing it came too late.
 const TRIES: usize = 3;
@@ -40,20 +41,44 @@ impl RedisJobs {
             Ok(room) => room,
             Err(error) => return jobs.iter().map(|_| Err(error.clone())).collect(),
         };
-        if usize::try_from(room).is_ok_and(|room| room < jobs.len()) {
+        let is_of_device = |job: &NewJob| job.device.is_some();
+        if usize::try_from(room).is_ok_and(|room| room < jobs.len())
+            || jobs.iter().any(is_of_device)
+        {
             let mut answers = Vec::with_capacity(jobs.len());
             for job in jobs {
-                answers.push(match self.room_for_jobs().await {
-                    Ok(room) => match self.create_batch(vec![job], room == 0).await.pop() {
-                        Some(answer) => answer,
-                        None => Err(no_answer()),
-                    },
+                answers.push(match self.why_full(&job).await {
+                    Ok(why) => {
+                        let answer = self.create_batch(vec![job], why.as_ref()).await.pop();
+                        answer.unwrap_or_else(|| Err(no_answer()))
+                    }
                     Err(error) => Err(error),
                 });
             }
             return answers;
         }
-        self.create_batch(jobs, false).await
+        self.create_batch(jobs, None).await
+    }
+
+    /// Why there is no room for a job, if there is none.
+    async fn why_full(&self, job: &NewJob) -> Result<Option<StoreError>, StoreError> {
+        let limits = self.calls.limits();
+        if self.room_for_jobs().await? == 0 {
+            let limit = limits.jobs_max;
+            let why = format!("there are {limit} delayed jobs, which is the limit");
+            return Ok(Some(StoreError::Full(why)));
+        }
+        let Some(device) = &job.device else {
+            return Ok(None);
+        };
+        let count = (0..SHARDS).map(|shard| self.calls.count_of_device(shard, device));
+        let mut total = 0;
+        for answer in self.link.read_all(count.collect()).await {
+            total += parse::<Option<u64>>(answer?)?.unwrap_or(0);
+        }
+        let limit = limits.device_jobs_max;
+        let why = || format!("{device} has {limit} delayed jobs, which is the limit");
+        Ok((total >= limit).then(|| StoreError::Quota(why())))
     }
 
     /// Creates a job, whether there is room or not.
@@ -61,14 +86,14 @@ impl RedisJobs {
         &self,
         job: NewJob,
     ) -> Result<JobCreated, StoreError> {
-        let answer = self.create_batch(vec![job], false).await.pop();
+        let answer = self.create_batch(vec![job], None).await.pop();
         answer.unwrap_or_else(|| Err(no_answer()))
     }
 
     async fn create_batch(
         &self,
         jobs: Vec<NewJob>,
-        is_full: bool,
+        full: Option<&StoreError>,
     ) -> Vec<Result<JobCreated, StoreError>> {
         let mut answers: Vec<Result<JobCreated, StoreError>> =
             jobs.iter().map(|_| Err(no_answer())).collect();
@@ -78,7 +103,7 @@ impl RedisJobs {
             let mut writes = Vec::new();
             for (at, registered) in join_all(registered).await {
                 match registered {
-                    Ok(registered) => writes.push(self.write_job(at, registered, is_full)),
+                    Ok(registered) => writes.push(self.write_job(at, registered, full)),
                     Err(error) => answers[at] = Err(error),
                 }
             }
@@ -132,7 +157,8 @@ impl RedisJobs {
         let Some(at_ms) = at_ms.and_then(|at_ms| at_ms.parse::<u64>().ok()) else {
             return Ok(());
         };
-        let counts = at_ms.saturating_add(self.calls.limits().event_window_ms()) >= job.created_ms;
+        let window_ms = self.calls.limits().event_window_ms();
+        let counts = window_ms > 0 && at_ms.saturating_add(window_ms) >= job.created_ms;
         // Those that cancel stand first.
         if counts && early.event.is_none() {
             early.event = Some((named.does, name.clone()));
@@ -140,13 +166,14 @@ impl RedisJobs {
         Ok(())
     }
 
-    /// Writes a job. It takes its place now, behind those before it. Given back is one that came too late.
-    fn write_job(
-        &self,
+    /// Writes a job, unless there is no room: `full` says why. It takes its place now, behind those before it. Given back is one that came
+    /// too late.
+    fn write_job<'a>(
+        &'a self,
         at: usize,
         registered: Registered,
-        is_full: bool,
-    ) -> BoxFuture<'_, (usize, Write)> {
+        full: Option<&'a StoreError>,
+    ) -> BoxFuture<'a, (usize, Write)> {
         let Registered { job, token, early } = registered;
         let body = write_body(&job);
         let written = Written {
@@ -156,8 +183,9 @@ impl RedisJobs {
             actions: &waiting(&job.plan),
             token: &token,
             now_ms: job.created_ms,
+            device: job.device.as_ref().map_or("", ClientId::as_str),
         };
-        let call = self.calls.create(&written, is_full, &early);
+        let call = self.calls.create(&written, full.is_some(), &early);
         let answered = self.link.submit(job.id.as_str(), call);
         Box::pin(async move {
             let answer = match answered.await.and_then(Became::parse) {
@@ -183,10 +211,7 @@ impl RedisJobs {
                         }
                     }))
                 }
-                Became::Nothing => Write::Answered(Err(StoreError::Full(format!(
-                    "there are {} delayed jobs, which is the limit",
-                    self.calls.limits().jobs_max
-                )))),
+                Became::Nothing => Write::Answered(Err(full.cloned().unwrap_or_else(no_answer))),
             };
             (at, outcome)
         })

@@ -16,6 +16,8 @@ const PAGE: usize = 500;
 struct Known {
     kind: EventKind,
     at_ms: u64,
+    /// Registrations with a higher one came later.
+    place: u64,
     came_to: Option<EventOutcome>,
 }
 
@@ -26,6 +28,7 @@ impl Known {
             Some((kind, came_to)) => (kind, Some(parse_outcome(came_to)?)),
             None => (rest, None),
         };
+        let (kind, place) = kind.split_at_checked(1)?;
         let kind = match kind {
             "h" => EventKind::Happened,
             "w" => EventKind::Withdrawal,
@@ -33,6 +36,11 @@ impl Known {
         };
         Some(Self {
             kind,
+            place: match place {
+                // Older ones have none: every job came before.
+                "" => u64::MAX,
+                place => place.parse().ok()?,
+            },
             at_ms: at_ms.parse().ok()?,
             came_to,
         })
@@ -70,7 +78,7 @@ impl RedisJobs {
             at_ms: known.at_ms,
             ..event.clone()
         };
-        let outcome = self.bring(&event).await?;
+        let outcome = self.bring(&event, known.place).await?;
         let came_to = format!("{} {}", outcome.cancelled, outcome.triggered);
         let end = self.calls.event_end(&event, &came_to);
         let came_to: String = parse(self.write_event(&event.name, end).await?)?;
@@ -78,7 +86,7 @@ impl RedisJobs {
     }
 
     /// Brings an event to every job that names it.
-    async fn bring(&self, event: &JobEvent) -> Result<EventOutcome, StoreError> {
+    async fn bring(&self, event: &JobEvent, place: u64) -> Result<EventOutcome, StoreError> {
         let mut outcome = EventOutcome::default();
         let mut after: Vec<u8> = Vec::new();
         loop {
@@ -94,7 +102,9 @@ impl RedisJobs {
             }
             named.retain(|named| event.kind == EventKind::Happened || named.does == Does::Cancel);
             let applied = named.iter().map(|named| {
-                self.write(&named.id, self.calls.event_apply(&named.id, named, event))
+                let came_later = named.place > place;
+                let apply = self.calls.event_apply(&named.id, named, event, came_later);
+                self.write(&named.id, apply)
             });
             for (named, applied) in named.iter().zip(join_all(applied).await) {
                 match (parse::<i8>(applied?)?, named.does) {

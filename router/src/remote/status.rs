@@ -9,6 +9,7 @@ pub(super) fn of_error(error: &StoreError) -> Status {
     match error {
         StoreError::Unavailable(cause) => Status::unavailable(cause),
         StoreError::Full(cause) => Status::resource_exhausted(cause),
+        StoreError::Quota(cause) => Status::permission_denied(cause),
         StoreError::Damaged(cause) => Status::data_loss(cause),
         StoreError::Stale { current } => {
             let mut status = Status::failed_precondition(error.to_string());
@@ -25,6 +26,7 @@ pub(super) fn to_error(status: &Status) -> StoreError {
     let cause = status.message().to_owned();
     match status.code() {
         Code::ResourceExhausted => StoreError::Full(cause),
+        Code::PermissionDenied => StoreError::Quota(cause),
         Code::DataLoss => StoreError::Damaged(cause),
         Code::FailedPrecondition => {
             let epoch = status.metadata().get(EPOCH_KEY);
@@ -48,6 +50,7 @@ mod tests {
         for error in [
             StoreError::Unavailable("gone".into()),
             StoreError::Full("full".into()),
+            StoreError::Quota("enough".into()),
             StoreError::Damaged("torn".into()),
             StoreError::Stale {
                 current: Epoch(u64::MAX),

@@ -62,6 +62,7 @@ fn new_job(id: &str, fire_at_ms: u64, cancel_on: &[&str]) -> NewJob {
             .collect(),
         trigger_on: Vec::new(),
         fingerprint: 1,
+        device: None,
     }
 }
 

@@ -394,10 +394,11 @@ async fn a_job_that_cannot_be_read_is_given_up_and_stands_in_nobodys_way() {
         id: id("a"),
         does: Does::Cancel,
         token: "t1".into(),
+        place: 0,
     };
     let paid = event("paid:1", "e1", EventKind::Happened, NOW);
     let applied = lua
-        .call(lua.calls.event_apply(&named.id, &named, &paid))
+        .call(lua.calls.event_apply(&named.id, &named, &paid, false))
         .await;
     assert_eq!(applied, Value::Int(0));
     let later = NOW + 100 * 24 * RETENTION_MS;

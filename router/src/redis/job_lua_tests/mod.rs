@@ -61,6 +61,7 @@ fn new_job(text: &str, fire_at_ms: u64) -> NewJob {
         cancel_on: vec![name("paid:1")],
         trigger_on: vec![name("paid:1"), name("now:1")],
         fingerprint: 7,
+        device: None,
     }
 }
 
@@ -104,6 +105,7 @@ impl Lua {
             actions: &waiting(&job.plan),
             token,
             now_ms: job.created_ms,
+            device: job.device.as_ref().map_or("", crate::ClientId::as_str),
         };
         let answer = self.call(self.calls.create(&written, is_full, early)).await;
         match Became::parse(answer).unwrap() {

@@ -4,7 +4,7 @@ local event = ARGV[1] .. '\0' .. ARGV[2]
 local known = call('HGET', EVENT, event)
 if known then return known end
 if ARGV[5] == '1' then return false end
-known = ARGV[4] .. ' ' .. ARGV[3]
+known = ARGV[4] .. ' ' .. ARGV[3] .. next_place()
 if ARGV[3] == 'h' then
   local newest = call('HGET', RECENT, ARGV[1])
   if not newest or tonumber(string.match(newest, '^%d+')) <= tonumber(ARGV[4]) then

@@ -3,7 +3,7 @@
 local event = ARGV[1] .. '\0' .. ARGV[2]
 local known = call('HGET', EVENT, event)
 if not known then return ARGV[3] end
-local came_to = string.match(known, '^%d+ %a (.+)$')
+local came_to = string.match(known, '^%d+ %a%d* (.+)$')
 if not came_to then
   came_to = ARGV[3]
   call('ZADD', EVENTS, ARGV[4], event)
