@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -210,9 +210,14 @@ impl Connection {
             self.wire.signal(YIELDED);
             return Poll::Pending;
         }
-        // A device that sends faster than the stores take waits here; MQTT 5.0 devices that heed
-        // the Receive Maximum never do.
-        if self.pending.len() > usize::from(self.node.config.receive_maximum)
+        let rests = self
+            .meter
+            .as_mut()
+            .is_some_and(|meter| meter.poll_ready(context).is_pending());
+        // A device that sends faster than it may, or than the stores take, waits here; MQTT 5.0 devices
+        // that heed the Receive Maximum never do for the stores.
+        if rests
+            || self.pending.len() > usize::from(self.node.config.receive_maximum)
             || self.pending_bytes as usize > WAITING_BYTES_MAX
             || self.is_recovering()
             || self.has_too_much_unrouted()
@@ -227,9 +232,6 @@ impl Connection {
         }
         if self.is_ignored() {
             return Poll::Pending;
-        }
-        if let Some(meter) = &mut self.meter {
-            ready!(meter.poll_ready(context));
         }
         self.reader
             .poll_receive(context, &self.wire)
@@ -383,9 +385,6 @@ impl Connection {
         let rest = meter.count(&self.node.device_rates, now_ns, packets, bytes)?;
         if !rest.is_zero() {
             self.node.metrics.paused.increment(1);
-            // It is this side that does not listen: that must not pass for a dead device.
-            let rest_s = u32::try_from(rest.as_secs()).unwrap_or(u32::MAX / 4);
-            self.wire.received(self.node.clock.now_s() + rest_s + 1);
         }
         Ok(())
     }

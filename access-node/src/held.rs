@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use moorline_mqtt::Packet;
+use moorline_mqtt::{Packet, TopicFilter};
 use moorline_router::StoreError;
 use tokio::time::Sleep;
 
@@ -26,8 +26,10 @@ use crate::message_parts::unpin_from_read;
 use crate::publish::Durable;
 use crate::unrouted::Unrouted;
 
-/// Bytes of payloads beyond which no more is read.
+/// Bytes of packets beyond which no more is read.
 const BYTES_MAX: usize = 256 * 1024;
+/// What a topic filter takes besides its text.
+const FILTER_BYTES: usize = 64;
 /// How long anything waits behind one SUBSCRIBE or UNSUBSCRIBE.
 const HOLD_MAX: Duration = Duration::from_millis(1500);
 /// So many may be without an answer then; behind the next one everything waits until there are fewer.
@@ -40,10 +42,27 @@ fn waits(packet: &Packet) -> bool {
     )
 }
 
+/// About how many bytes a packet takes while it waits.
+fn cost(packet: &Packet) -> usize {
+    let filters = |filters: &mut dyn Iterator<Item = &TopicFilter>| -> usize {
+        filters
+            .map(|filter| filter.as_str().len() + FILTER_BYTES)
+            .sum()
+    };
+    match packet {
+        Packet::Publish(publish) => publish.topic.as_str().len() + publish.payload.len(),
+        Packet::Subscribe(subscribe) => {
+            filters(&mut subscribe.filters.iter().map(|(filter, _)| filter))
+        }
+        Packet::Unsubscribe(unsubscribe) => filters(&mut unsubscribe.filters.iter()),
+        _ => 0,
+    }
+}
+
 /// Packets that wait, in order.
 struct Held {
     packets: VecDeque<Packet>,
-    /// Of their payloads.
+    /// What they take, see [`cost`].
     bytes: usize,
     limit: Pin<Box<Sleep>>,
 }
@@ -75,8 +94,8 @@ impl Held {
     fn push(&mut self, mut packet: Packet) {
         if let Packet::Publish(publish) = &mut packet {
             unpin_from_read(publish);
-            self.bytes += publish.payload.len();
         }
+        self.bytes += cost(&packet);
         self.packets.push_back(packet);
     }
 }
