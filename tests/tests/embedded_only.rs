@@ -56,6 +56,10 @@ const LIST: &[(&str, &str)] = &[
         "shared_faults::a_qos_2_message_is_shown_to_one_member_only",
         "the same of QoS 2 messages",
     ),
+    (
+        "shared_faults::persistent_members_complete_every_acknowledged_qos_2",
+        "the same of QoS 2 messages",
+    ),
     ("shared::groups_and_ordinary_subscriptions", TURNS),
     ("shared::mosquitto_subscribers_share", TURNS),
     ("shared::a_member_without_room_is_left_out", TURNS),

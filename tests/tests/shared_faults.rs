@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use moorline_tests::device::{Arrived, Device};
 use moorline_tests::random::rounds;
+use moorline_tests::waiting::{SOON, eventually};
 use moorline_tests::wire::{self, Connect, Packet, Publish, V3, V5, Value, property};
 use moorline_tests::{Gateway, Random};
 use tokio::task::JoinSet;
@@ -16,6 +17,8 @@ use tokio::task::JoinSet;
 use crate::support::{QUIET, run};
 
 const FILTER: &str = "$share/workers/job/#";
+/// Messages acknowledged in each round before the gateway is killed.
+const LOAD_MIN: usize = 25;
 
 /// A member that leaves at random moments and comes back.
 struct Member {
@@ -197,7 +200,7 @@ async fn publish_numbers(
     qos: u8,
     from: u64,
     count: u64,
-    acknowledged: &mut BTreeSet<u64>,
+    acknowledged: &Mutex<BTreeSet<u64>>,
 ) -> u64 {
     let connect = Connect::new(V5, &format!("publisher-{from}"));
     let Ok(mut device) = Device::try_connect(address, connect).await else {
@@ -213,7 +216,7 @@ async fn publish_numbers(
             match device.receive(Duration::from_secs(20)).await {
                 Arrived::Packet(Packet::PubAck { reason, .. } | Packet::PubRec { reason, .. }) => {
                     assert!(reason < 0x80, "refused with {reason:#04x}");
-                    acknowledged.insert(number);
+                    acknowledged.lock().unwrap().insert(number);
                     if qos == 2 {
                         _ = device.send(&wire::pubrel(publish.packet_id)).await;
                     }
@@ -276,10 +279,11 @@ fn every_acknowledged_message_reaches_a_member_while_members_leave_and_crash() {
         for member in members {
             working.spawn(member.work(gateway.mqtt(), Arc::clone(&stop)));
         }
-        let mut acknowledged = BTreeSet::new();
+        let acknowledged = Mutex::default();
         for round in 0..rounds() {
-            publish_numbers(gateway.mqtt(), 1, round * 200, 200, &mut acknowledged).await;
+            publish_numbers(gateway.mqtt(), 1, round * 200, 200, &acknowledged).await;
         }
+        let acknowledged = acknowledged.into_inner().unwrap();
         assert_eq!(acknowledged.len() as u64, rounds() * 200);
         stop.store(true, Ordering::Relaxed);
         let mut members = working.join_all().await;
@@ -321,7 +325,7 @@ async fn kill_rounds(
     mut members: Vec<Member>,
     random: &mut Random,
 ) -> (Vec<Member>, BTreeSet<u64>) {
-    let mut acknowledged = BTreeSet::new();
+    let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
     let mut next = 0;
     for member in &mut members {
         member.drain(gateway.mqtt(), Duration::from_millis(1)).await;
@@ -333,24 +337,27 @@ async fn kill_rounds(
             working.spawn(member.work(gateway.mqtt(), Arc::clone(&stop)));
         }
         let address = gateway.mqtt();
-        let publishing = tokio::spawn(async move {
-            let mut acknowledged = BTreeSet::new();
-            let next = publish_numbers(address, qos, next, 100_000, &mut acknowledged).await;
-            (next, acknowledged)
+        let count = || acknowledged.lock().unwrap().len();
+        let loaded = count() + LOAD_MIN;
+        let publishing = tokio::spawn({
+            let acknowledged = Arc::clone(&acknowledged);
+            async move { publish_numbers(address, qos, next, 100_000, &acknowledged).await }
         });
-        tokio::time::sleep(random.millis(100, 1200)).await;
+        eventually(SOON, "the gateway is under load", || async {
+            (count() >= loaded).then_some(())
+        })
+        .await;
+        tokio::time::sleep(random.millis(1, 1000)).await;
         gateway.kill9();
         stop.store(true, Ordering::Relaxed);
-        let (reached, taken) = publishing.await.unwrap();
-        next = reached;
-        acknowledged.extend(taken);
+        next = publishing.await.unwrap();
         members = working.join_all().await;
         gateway.restart().await;
     }
     for member in &mut members {
         member.drain(gateway.mqtt(), QUIET).await;
     }
-    assert!(acknowledged.len() > 20, "the gateway was under load");
+    let acknowledged = acknowledged.lock().unwrap().clone();
     (members, acknowledged)
 }
 
