@@ -300,14 +300,15 @@ impl Runner {
             _ => format!("nobody could be told of its end: {why}"),
         };
         JobSettlement::PutOff {
-            at_ms: self.from_now(TELL_WAIT.mul_f64((self.random)())),
+            at_ms: self.after(TELL_WAIT.mul_f64((self.random)())),
             actions: progress.get(),
             begun: true,
             reason,
         }
     }
 
-    fn from_now(&self, wait: Duration) -> u64 {
+    /// Unix milliseconds.
+    fn after(&self, wait: Duration) -> u64 {
         self.clock.now_ms() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX / 2)
     }
 
@@ -318,7 +319,7 @@ impl Runner {
             End::Fired => JobSettlement::Fired,
             End::Skipped => JobSettlement::Skipped,
             End::PutOff { reason, wait } => JobSettlement::PutOff {
-                at_ms: self.from_now(wait),
+                at_ms: self.after(wait),
                 actions: progress.get(),
                 begun: progress.begun.load(Ordering::Relaxed),
                 reason,
@@ -331,7 +332,7 @@ impl Runner {
                 let max = Duration::from_millis(retry.max_ms);
                 let wait = backoff(first, max, attempts, retry_after, (self.random)());
                 JobSettlement::Retry {
-                    at_ms: self.from_now(wait),
+                    at_ms: self.after(wait),
                     actions: progress.get(),
                     error: reason,
                 }

@@ -8,6 +8,34 @@ use crate::delays::{call, create, patch};
 use crate::support::run;
 
 #[test]
+fn changes_at_once_hold_together() {
+    run(async {
+        let backend = Backend::start().await;
+        let gateway = Gateway::start().await;
+        let api = gateway.api();
+        let hook = |path: &str| json!({"webhook": {"url": backend.url(path)}});
+        let job = json!({"id": "a", "fire_at": "2035-01-01T00:00:00Z", "action": hook("/0")});
+        create(&api, &job).await;
+        // Each changes a part of the plan, and none takes back what another one was answered.
+        for n in 1..=30 {
+            let (action, retry) = (
+                json!({"action": hook(&format!("/{n}"))}),
+                json!({"retry": {"attempts": n}}),
+            );
+            let (one, other) = tokio::join!(patch(&api, "a", &action), patch(&api, "a", &retry));
+            for answer in [one, other] {
+                answer.expect(200);
+            }
+            let job = api.get("/v1/delays/a").await.expect(200);
+            let text = job.to_string();
+            assert!(text.contains(&backend.url(&format!("/{n}"))), "{n}: {job}");
+            assert_eq!(job["retry"]["attempts"], n, "{job}");
+        }
+        gateway.finish().await;
+    });
+}
+
+#[test]
 fn jobs_are_listed_by_prefix_event_state_and_time_and_counted() {
     run(async {
         let backend = Backend::start().await;

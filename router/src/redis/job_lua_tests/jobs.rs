@@ -221,6 +221,24 @@ async fn extend_and_settle_count_under_the_newest_token_only() {
 }
 
 #[tokio::test]
+async fn what_was_written_with_fewer_fields_goes_on() {
+    let lua = Lua::start();
+    lua.create("a", NOW).await;
+    let head = format!("{}:head", Keys::new("moorline").jobs(shard_of("a")));
+    let cut = "local job = cmsgpack.unpack(redis.call('HGET', KEYS[1], 'a'))
+        for field = 15, 17 do job[field] = nil end
+        return redis.call('HSET', KEYS[1], 'a', cmsgpack.pack(job))";
+    lua.redis.command("EVAL", &[cut, "1", &head]).await;
+    let job = lua.get("a").await.unwrap();
+    assert_eq!(job, Job::waiting(new_job("a", NOW)));
+    let job = lua.claim(shard_of("a"), NOW, 1).await.1.remove(0);
+    let extend = lua.calls.extend(&job.id, job.token, NOW, "ww", true);
+    assert_eq!(lua.call(extend).await, Value::Int(1));
+    assert_eq!(lua.get("a").await.unwrap().trials, 1);
+    assert!(lua.settle(&job, JobState::Fired, 0).await);
+}
+
+#[tokio::test]
 async fn settle_has_a_job_tried_again_given_up_and_given_back() {
     let lua = Lua::start();
     lua.create("a", NOW).await;
