@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use moorline_router::contract::eventually;
@@ -18,6 +18,8 @@ use super::failover::move_slot;
 use super::support::{cluster_config, open, sentinel_config};
 
 const WRITERS: usize = 12;
+/// Jobs that are created before the server goes, and after it is back.
+const LOAD: usize = 300;
 
 /// Jobs that were answered as created, and those that were answered as cancelled.
 #[derive(Default)]
@@ -37,7 +39,12 @@ async fn insist<T, F: Future<Output = Result<T, StoreError>>>(mut call: impl FnM
     }
 }
 
-async fn write(jobs: Arc<dyn Jobs>, number: usize, stop: Arc<AtomicBool>) -> Answered {
+async fn write(
+    jobs: Arc<dyn Jobs>,
+    number: usize,
+    made: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+) -> Answered {
     let mut answered = Answered::default();
     while !stop.load(Ordering::Relaxed) {
         let n = answered.created.len();
@@ -50,6 +57,7 @@ async fn write(jobs: Arc<dyn Jobs>, number: usize, stop: Arc<AtomicBool>) -> Ans
         let created = insist(|| jobs.create(new.clone())).await;
         assert!(!matches!(created, JobCreated::Conflict(_)), "{created:?}");
         answered.created.push(new.id.clone());
+        made.fetch_add(1, Ordering::Relaxed);
         match n % 4 {
             0 => {
                 let now_ms = unix_ms();
@@ -101,17 +109,25 @@ async fn survives(config: &Config, fail_over: impl AsyncFnOnce()) {
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicBool::new(false)),
     );
+    let made = Arc::new(AtomicUsize::new(0));
     let writers: Vec<_> = (0..WRITERS)
-        .map(|n| tokio::spawn(write(jobs.clone(), n, stop.clone())))
+        .map(|n| tokio::spawn(write(jobs.clone(), n, made.clone(), stop.clone())))
         .collect();
+    let load = || async {
+        let enough = made.load(Ordering::Relaxed) + LOAD;
+        eventually("the writers are answered", || async {
+            made.load(Ordering::Relaxed) >= enough
+        })
+        .await;
+    };
     let carrying = tokio::spawn(carry_out(jobs.clone(), stop_carrying.clone()));
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    load().await;
     fail_over().await;
     eventually("the store works again", || async {
         jobs.counts().await.is_ok()
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    load().await;
     stop.store(true, Ordering::Relaxed);
     let mut answered = Answered::default();
     for writer in writers {
