@@ -197,7 +197,8 @@ impl Runner {
         let states = progress.get();
         if states.contains(&ActionState::Failed) {
             // It was given up by an earlier claim, and only the telling was left to do.
-            return End::Failed(job.last_error.clone().unwrap_or_default());
+            let reason = job.last_error.clone();
+            return End::Failed(reason.unwrap_or_else(|| "an action was given up".to_owned()));
         }
         let _room = match self.admit(job, progress).await {
             Ok(room) => room,
