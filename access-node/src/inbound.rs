@@ -115,10 +115,10 @@ impl Connection {
         }
         if publish.qos > QoS::AtMostOnce {
             self.check_receive_maximum(publish.packet_id)?;
-            if self.node.cluster.is_some() {
-                // It waits for other machines, for long if one of them is away.
-                unpin_from_read(&mut publish);
-            }
+        }
+        if self.node.cluster.is_some() {
+            // It waits for other machines, for long if one of them is away.
+            unpin_from_read(&mut publish);
         }
         let denied = self.deny_publish(publish.topic.as_str())?;
         let mut refusal = match later(&publish.topic, &self.node.delays) {

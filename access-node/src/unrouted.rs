@@ -15,7 +15,6 @@ use tokio::sync::oneshot;
 use crate::close_reason::CloseReason;
 use crate::connection::Connection;
 use crate::inbound::Turn;
-use crate::message_parts::unpin_from_read;
 use crate::outbound::Corked;
 use crate::publish::Durable;
 
@@ -41,14 +40,8 @@ pub(crate) struct Unrouted {
 
 impl Unrouted {
     /// Puts `publish` behind the others. The future resolves when it has been passed on and is durable.
-    fn push(
-        &mut self,
-        mut publish: Publish,
-        id: Option<MessageId>,
-        noted: Option<Durable>,
-    ) -> Durable {
+    fn push(&mut self, publish: Publish, id: Option<MessageId>, noted: Option<Durable>) -> Durable {
         let (routed, durable) = oneshot::channel::<Routed>();
-        unpin_from_read(&mut publish);
         self.bytes += publish.payload.len();
         self.publishes.push_back(UnroutedPublish {
             publish,
