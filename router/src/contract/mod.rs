@@ -17,6 +17,7 @@ pub mod inboxes;
 pub mod job_changes;
 pub mod job_claims;
 pub mod job_events;
+pub mod job_limits;
 pub mod job_lists;
 pub mod jobs;
 pub mod receipts;
