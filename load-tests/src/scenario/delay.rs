@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
-use super::{Setup, cpu_facts, draw_messages, until};
+use super::{Setup, cpu_facts, draw_messages, receivers, until};
 use crate::clock::{Clock, Schedule, run_tag};
 use crate::console::progress;
-use crate::fleet::{Fleet, Ramp, Tally, client_id};
+use crate::fleet::{Tally, client_id};
 use crate::http::{Api, Caller};
 use crate::ledger::Ledger;
 use crate::procfs;
@@ -148,28 +148,7 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     idle(&mut outcome, setup, plan).await?;
 
     let receiving = Arc::new(Receiving::new(&run, clock, Arc::clone(&ledger), "PUSH"));
-    let (role, keep_alive_s) = (Arc::clone(&receiving), setup.target.keep_alive_s);
-    let ramp = Ramp {
-        devices: plan.devices,
-        rate: None,
-        at_once: plan.at_once,
-    };
-    let fleet = Fleet::launch(
-        &setup.target,
-        ramp,
-        &run,
-        clock,
-        Arc::clone(&tally),
-        |_| None,
-        move |index, bot, stop| {
-            let role = Arc::clone(&role);
-            async move {
-                role.play(bot, u32::try_from(index)?, stop, keep_alive_s)
-                    .await
-            }
-        },
-    )
-    .await?;
+    let fleet = receivers(setup, plan.devices, plan.at_once, &receiving, &tally).await?;
     calling.answered.count_from(0);
     let total = u64::from(plan.rate) * plan.duration.as_secs();
     // They must all be there before the first is due.

@@ -7,15 +7,19 @@ pub(crate) mod pubsub;
 pub(crate) mod push;
 pub(crate) mod upstream;
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use anyhow::Result;
 
 use crate::bot::Target;
 use crate::clock::{Clock, Schedule};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Ramp, Tally};
 use crate::http::Api;
 use crate::ledger::Totals;
 use crate::procfs::Cpu;
 use crate::report::{Check, Outcome, Plot};
+use crate::roles::Receiving;
 use crate::sampler::Sampler;
 use crate::stats::{Latency, grouped};
 
@@ -28,6 +32,38 @@ pub(crate) struct Setup {
     pub(crate) api: Api,
     /// Its process, to be watched.
     pub(crate) server_pid: Option<u32>,
+}
+
+/// Connects the devices that receive; each has the account of its number.
+async fn receivers(
+    setup: &Setup,
+    devices: usize,
+    at_once: usize,
+    receiving: &Arc<Receiving>,
+    tally: &Arc<Tally>,
+) -> Result<Fleet> {
+    let (role, keep_alive_s) = (Arc::clone(receiving), setup.target.keep_alive_s);
+    let ramp = Ramp {
+        devices,
+        rate: None,
+        at_once,
+    };
+    Fleet::launch(
+        &setup.target,
+        ramp,
+        &receiving.run,
+        receiving.clock,
+        Arc::clone(tally),
+        |_| None,
+        move |index, bot, stop| {
+            let role = Arc::clone(&role);
+            async move {
+                role.play(bot, u32::try_from(index)?, stop, keep_alive_s)
+                    .await
+            }
+        },
+    )
+    .await
 }
 
 /// The open loop of a scenario.

@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
-use super::{Load, Setup, check_messages, cpu_facts, draw_messages, until};
+use super::{Load, Setup, check_messages, cpu_facts, draw_messages, receivers, until};
 use crate::clock::{Clock, Schedule, run_tag};
 use crate::console::progress;
-use crate::fleet::{Fleet, Ramp, Tally, client_id};
+use crate::fleet::{Tally, client_id};
 use crate::http::{Api, Caller};
 use crate::ledger::Ledger;
 use crate::procfs;
@@ -69,28 +69,7 @@ pub(crate) async fn run(setup: &Setup, plan: &Plan, label: String) -> Result<Out
     let ledger = Arc::new(Ledger::new(plan.devices));
     let tally = Arc::new(Tally::default());
     let receiving = Arc::new(Receiving::new(&run, clock, Arc::clone(&ledger), "PUBLISH"));
-    let (role, keep_alive_s) = (Arc::clone(&receiving), setup.target.keep_alive_s);
-    let ramp = Ramp {
-        devices: plan.devices,
-        rate: None,
-        at_once: plan.at_once,
-    };
-    let fleet = Fleet::launch(
-        &setup.target,
-        ramp,
-        &run,
-        clock,
-        Arc::clone(&tally),
-        |_| None,
-        move |index, bot, stop| {
-            let role = Arc::clone(&role);
-            async move {
-                role.play(bot, u32::try_from(index)?, stop, keep_alive_s)
-                    .await
-            }
-        },
-    )
-    .await?;
+    let fleet = receivers(setup, plan.devices, plan.at_once, &receiving, &tally).await?;
 
     let sampler = Sampler::start(setup.server_pid, clock);
     let lanes = plan.callers.min(plan.devices).max(1);
