@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use futures_util::future::{join, join_all};
 
 use super::jobs::{
-    HOUR, JobsBackend, LEASE, NOW, changed, claim, claim_one, claim_up_to, created, failed, get,
-    holder, id, ids, job, jobs_swept, name, plan, put_off, refused, retry, settle, start, state,
+    HOUR, JobsBackend, LEASE, NOW, all_created, changed, claim, claim_one, claim_up_to, created,
+    failed, get, holder, id, ids, job, jobs_swept, name, plan, put_off, refused, retry, settle,
+    start, state,
 };
 use crate::{
     ActionState, ClaimToken, Claimed, JobChange, JobCounts, JobPatch, JobPlan, JobSettlement,
@@ -210,7 +211,7 @@ pub async fn of_a_cancel_and_a_claim_at_once_one_comes_first(backend: &mut dyn J
     let jobs = start(backend).await;
     let all: Vec<_> = (0..200).map(|n| format!("job-{n}")).collect();
     let batch = all.iter().map(|text| job(text, NOW)).collect();
-    jobs.create_many(batch).await;
+    all_created(&*jobs, batch).await;
     let cancels = join_all(all.iter().map(|text| {
         let jobs = jobs.clone();
         async move { jobs.cancel(&id(text), NOW).await.unwrap() }
@@ -236,7 +237,7 @@ pub async fn of_a_patch_and_a_claim_at_once_one_comes_first(backend: &mut dyn Jo
     let jobs = start(backend).await;
     let all: Vec<_> = (0..200).map(|n| format!("job-{n}")).collect();
     let batch = all.iter().map(|text| job(text, NOW)).collect();
-    jobs.create_many(batch).await;
+    all_created(&*jobs, batch).await;
     let patches = join_all(all.iter().map(|text| {
         let jobs = jobs.clone();
         let patch = JobPatch {

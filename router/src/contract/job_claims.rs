@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use futures_util::future::join_all;
 
 use super::jobs::{
-    HOUR, JobsBackend, LEASE, NOW, changed, claim, claim_one, claim_up_to, created, failed, get,
-    holder, id, ids, job, jobs_swept, name, put_off, refused, retry, settle, start, state,
+    HOUR, JobsBackend, LEASE, NOW, all_created, changed, claim, claim_one, claim_up_to, created,
+    failed, get, holder, id, ids, job, jobs_swept, name, put_off, refused, retry, settle, start,
+    state,
 };
 use crate::{
     ActionState, ClaimToken, Claimed, Job, JobPatch, JobSettlement, JobState, NewJob, Settled,
@@ -80,7 +81,7 @@ pub async fn a_claim_takes_no_more_than_its_limit_and_says_that_there_is_more(
     let batch = (0..100)
         .map(|n| job(&format!("job-{n}"), NOW + n))
         .collect();
-    jobs.create_many(batch).await;
+    all_created(&*jobs, batch).await;
     let now_ms = NOW + 1_000;
     for shard in 0..jobs.shards() {
         let mut left = (0..100)
@@ -102,7 +103,7 @@ pub async fn a_claim_takes_no_more_than_its_limit_and_says_that_there_is_more(
 pub async fn claims_at_once_never_get_the_same_job(backend: &mut dyn JobsBackend) {
     let jobs = start(backend).await;
     let batch = (0..400).map(|n| job(&format!("job-{n}"), NOW)).collect();
-    jobs.create_many(batch).await;
+    all_created(&*jobs, batch).await;
     let claims = (0..8).map(|_| {
         let jobs = jobs.clone();
         async move { claim(&*jobs, NOW).await }

@@ -3,8 +3,8 @@
 use futures_util::future::{join, join_all};
 
 use super::jobs::{
-    HOUR, JobsBackend, NOW, changed, claim, claim_one, created, failed, get, id, job, name, plan,
-    retry, settle, start, state,
+    HOUR, JobsBackend, NOW, all_created, changed, claim, claim_one, created, failed, get, id, job,
+    name, plan, retry, settle, start, state,
 };
 use crate::{
     EventKind, EventOutcome, JobEvent, JobLimits, JobPatch, JobSettlement, JobState, Jobs,
@@ -255,7 +255,7 @@ pub async fn a_withdrawal_reaches_what_was_created_before_it_whatever_the_clocks
 pub async fn what_is_created_after_a_withdrawal_outlives_its_driver(backend: &mut dyn JobsBackend) {
     let jobs = start(backend).await;
     let batch = (0..3_000).map(|n| naming(&format!("job-{n}"), NOW + 1, &["t:1"], &[]));
-    jobs.create_many(batch.collect()).await;
+    all_created(&*jobs, batch.collect()).await;
     let withdrawal = JobEvent {
         kind: EventKind::Withdrawal,
         ..event("t:1", NOW)
@@ -309,7 +309,7 @@ pub async fn an_event_reaches_ten_thousand_jobs(backend: &mut dyn JobsBackend) {
 pub async fn an_event_whose_driver_died_is_driven_on(backend: &mut dyn JobsBackend) {
     let jobs = start(backend).await;
     let batch = (0..3_000).map(|n| naming(&format!("job-{n}"), NOW + 1, &["t:1"], &[]));
-    jobs.create_many(batch.collect()).await;
+    all_created(&*jobs, batch.collect()).await;
     let event = event("t:1", NOW);
     let begun = async {
         while jobs.counts().await.unwrap().cancelled == 0 {
@@ -369,7 +369,7 @@ pub async fn jobs_created_while_an_event_comes_do_not_escape_it(backend: &mut dy
 pub async fn of_an_event_and_a_claim_at_once_one_comes_first(backend: &mut dyn JobsBackend) {
     let jobs = start(backend).await;
     let batch = (0..1_000).map(|n| naming(&format!("job-{n}"), NOW, &["t:1"], &[]));
-    jobs.create_many(batch.collect()).await;
+    all_created(&*jobs, batch.collect()).await;
     let (claimed, (cancelled, _)) = join(claim(&*jobs, NOW), happens(&*jobs, "t:1", NOW)).await;
     assert_eq!(claimed.len() as u64 + cancelled, 1_000);
     for job in claimed {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::jobs::{JobsBackend, NOW, claim, created, id, ids, job, name, retry, settle, start};
+use super::jobs::{
+    JobsBackend, NOW, all_created, claim, created, id, ids, job, name, retry, settle, start,
+};
 use crate::{Job, JobFilter, JobSettlement, JobState, Jobs, NewJob};
 
 fn prefix(text: &str) -> JobFilter {
@@ -255,7 +257,7 @@ pub async fn pages_hold_every_job_once(backend: &mut dyn JobsBackend) {
     let jobs = start(backend).await;
     // Many of one time, so that pages end between them.
     let batch = (0..1_000_u64).map(|n| job(&format!("job-{:03}", n * 7 % 1_000), NOW + n / 300));
-    jobs.create_many(batch.collect()).await;
+    all_created(&*jobs, batch.collect()).await;
     for filter in [JobFilter::default(), prefix("job")] {
         for limit in [7, 64] {
             let found = all(&*jobs, &filter, limit).await;
