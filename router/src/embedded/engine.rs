@@ -10,6 +10,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
 
 use crate::StoreError;
@@ -42,6 +43,12 @@ pub(super) trait Lookup {
     fn get(&self, key: &[u8]) -> Result<Option<Slice>, StoreError>;
 }
 
+/// Filters and indexes are read in parts of 4 KiB. As a whole those of a large table are a megabyte, and with millions of keys they
+/// are more than the cache: every look-up would then read a megabyte. Those of the first level stay in memory.
+fn below_the_first_level() -> PartitioningPolicy {
+    PartitioningPolicy::new([false, true])
+}
+
 /// An open store.
 pub(super) struct Engine {
     database: Database,
@@ -57,7 +64,10 @@ impl Engine {
             .worker_threads(2)
             .open()?;
         let keyspace = database.keyspace("main", || {
-            KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX)
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(MEMTABLE_BYTES_MAX)
+                .filter_block_partitioning_policy(below_the_first_level())
+                .index_block_partitioning_policy(below_the_first_level())
         })?;
         Ok(Self { database, keyspace })
     }
