@@ -399,6 +399,8 @@ fn retained_messages_stop_at_their_limit() {
     run(async {
         let config = "[mqtt]\nretained_messages_max = 100\nretained_bytes_max = 1000000\n";
         let mut attacked = Attacked::start(config).await;
+        let mut witness = Device::clean(attacked.gateway.mqtt(), V5, "witness").await;
+        witness.subscribe("flood/over", 1).await;
         let mut flooder = Device::clean(attacked.gateway.mqtt(), V5, "flooder").await;
         for number in 0..2_000 {
             let topic = format!("kept/{number}");
@@ -411,7 +413,9 @@ fn retained_messages_stop_at_their_limit() {
             let publish = Publish::new(&topic, 1, vec![0; 500_000]).retained();
             flooder.publish(publish).await;
         }
-        flooder.ping().await;
+        // Behind it nothing of the flood is on its way any more.
+        flooder.publish(Publish::new("flood/over", 1, "x")).await;
+        assert_eq!(witness.take().await.topic, "flood/over");
         attacked.watched.is_served().await;
         let mut reader = Device::clean(attacked.gateway.mqtt(), V5, "reader").await;
         reader.subscribe("#", 0).await;
