@@ -243,12 +243,15 @@ fn a_shared_subscription_has_one_member_for_each_message_over_all_nodes() {
         }
         world.kill_node(1);
         let mut keeps = world.resume(2, V5, "keeps").await;
+        let expected: BTreeSet<String> = (200..230).map(|n: u32| n.to_string()).collect();
         let mut rest = BTreeSet::new();
         while rest.len() < 30 {
-            let got = keeps.take_within(PATIENCE).await;
-            rest.insert(got.expect("what the killed one had").text());
+            let Some(got) = keeps.take_within(PATIENCE).await else {
+                let missing: Vec<_> = expected.difference(&rest).collect();
+                panic!("{missing:?} did not come; the killed one had {held:?}");
+            };
+            rest.insert(got.text());
         }
-        let expected: BTreeSet<String> = (200..230).map(|n: u32| n.to_string()).collect();
         assert_eq!(rest, expected);
         has_nothing(&mut keeps).await;
 
